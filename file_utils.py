@@ -1,0 +1,112 @@
+"""Where a run's files are, and how a file is written so that nothing is lost.
+
+    files = RunFiles("mnist_model_1")            # under the project
+    files = RunFiles("trial", "/tmp/results")    # under a folder of your own
+    with atomic_write(files.metrics) as f:
+        f.write(b"...")
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+PROJECT_DIR = Path(__file__).resolve().parent
+
+
+class UsageError(ValueError):
+    """A mistake of the user's that one line can explain; a command prints that line and exits with 2."""
+
+
+@contextmanager
+def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file beside ``path`` for writing and rename it into place when the block ends without an error.
+
+    Whatever stood under ``path`` stays whole until the rename, and for good if the block fails.
+
+    Args:
+        path: the final name; its folder exists.
+        durable: wait until the disk has the bytes, so that they survive a power cut.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of the run ``name`` under ``output_dir`` (None: the project itself).
+
+    Raises:
+        UsageError: the name is not a plain file name.
+    """
+
+    name: str
+    output_dir: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            raise UsageError(
+                f"name: {self.name!r} is not allowed; a run's name is up to 100 letters, digits, '.', '_' and '-'"
+                " and starts with a letter or digit"
+            )
+
+    @property
+    def root(self) -> Path:
+        return PROJECT_DIR if self.output_dir is None else Path(self.output_dir)
+
+    @property
+    def params(self) -> Path:
+        return self.root / "outputs" / f"{self.name}_params.pth"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "outputs" / f"{self.name}_metrics.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "outputs" / f"{self.name}_checkpoint.pth"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "outputs" / f"{self.name}.log"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summaries" / f"{self.name}_summary.txt"
+
+    @property
+    def plot(self) -> Path:
+        return self.root / "plots" / f"{self.name}.png"
+
+    def make_folders(self) -> None:
+        """Create the three folders and make sure that files can be written into them.
+
+        Raises:
+            UsageError: a folder cannot be created or written.
+        """
+        for folder in (self.metrics.parent, self.summary.parent, self.plot.parent):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise UsageError(f"output_dir: cannot write into {folder}: {error.strerror}") from None
+
+
+def existing_runs(output_dir: str | os.PathLike[str] | None, ending: str) -> list[str]:
+    """Names of the runs under ``output_dir`` that have a file ``outputs/NAME<ending>``, sorted."""
+    folder = RunFiles("any", output_dir).metrics.parent
+    return sorted(path.name.removesuffix(ending) for path in folder.glob(f"[!.]*{ending}"))

@@ -1,0 +1,72 @@
+"""The one list of third-party names that the core uses.
+
+    from imports import F, nn, torch
+
+A name is imported when it is first asked for (PEP 562), so that importing this module costs nothing:
+``python main.py --help`` answers without loading torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what a type checker and an editor see; a test holds it against _SOURCES
+    import matplotlib.pyplot as plt
+    import torch
+    import torch.nn.functional as F
+    import torchvision
+    from filelock import FileLock  # torch itself depends on it, so it is always there
+    from torch import nn, optim
+    from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
+    from torch.utils.data import DataLoader, Subset
+    from torchsummary import summary
+    from torchvision import datasets, transforms
+    from tqdm import tqdm
+
+# name -> (module, attribute of it; None: the module itself)
+_SOURCES: dict[str, tuple[str, str | None]] = {
+    "DataLoader": ("torch.utils.data", "DataLoader"),
+    "FileLock": ("filelock", "FileLock"),
+    "F": ("torch.nn.functional", None),
+    "LRScheduler": ("torch.optim.lr_scheduler", "LRScheduler"),
+    "OneCycleLR": ("torch.optim.lr_scheduler", "OneCycleLR"),
+    "StepLR": ("torch.optim.lr_scheduler", "StepLR"),
+    "Subset": ("torch.utils.data", "Subset"),
+    "datasets": ("torchvision", "datasets"),
+    "nn": ("torch.nn", None),
+    "optim": ("torch.optim", None),
+    "plt": ("matplotlib.pyplot", None),
+    "summary": ("torchsummary", "summary"),
+    "torch": ("torch", None),
+    "torchvision": ("torchvision", None),
+    "tqdm": ("tqdm", "tqdm"),
+    "transforms": ("torchvision", "transforms"),
+}
+
+__all__ = [
+    "F",
+    "DataLoader",
+    "FileLock",
+    "LRScheduler",
+    "OneCycleLR",
+    "StepLR",
+    "Subset",
+    "datasets",
+    "nn",
+    "optim",
+    "plt",
+    "summary",
+    "torch",
+    "torchvision",
+    "tqdm",
+    "transforms",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SOURCES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module_name, attribute = _SOURCES[name]
+    module = import_module(module_name)
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value  # the next access finds it without coming here
+    return value

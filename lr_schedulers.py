@@ -1,0 +1,60 @@
+"""Learning-rate schedules, by name.
+
+    scheduler = get_scheduler("onecycle", optimizer, epochs=15, steps_per_epoch=len(train_batches))
+    if advances_every_batch("onecycle"):   # else once an epoch
+        scheduler.step()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import imports
+
+if TYPE_CHECKING:
+    from imports import LRScheduler, optim
+
+
+def _step(optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max_lr: float) -> LRScheduler:
+    return imports.StepLR(optimizer, step_size=6, gamma=0.1)
+
+
+def _onecycle(optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max_lr: float) -> LRScheduler:
+    return imports.OneCycleLR(
+        optimizer,
+        max_lr=max_lr,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        pct_start=0.3,
+        anneal_strategy="cos",
+        div_factor=7.5,  # starts at max_lr / 7.5 = 0.1 ...
+        final_div_factor=7.5,  # ... and ends at a 7.5th of that
+        cycle_momentum=False,
+    )
+
+
+_Builder = Callable[["optim.Optimizer", int, int, float], "LRScheduler"]
+SCHEDULERS: dict[str, _Builder] = {"step": _step, "onecycle": _onecycle}
+
+
+def get_scheduler(
+    name: str, optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max_lr: float = 0.75
+) -> LRScheduler:
+    """Build the schedule ``name`` for ``optimizer``.
+
+    ``step`` (StepLR) divides the optimizer's rate by ten every 6 epochs and is advanced once an epoch.
+    ``onecycle`` (OneCycleLR; Smith and Topin 2018, arXiv:1708.07120) rises to ``max_lr`` over the first 30 %
+    of all batches, falls back on a cosine, and is advanced once a batch.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}")
+    return SCHEDULERS[name](optimizer, epochs, steps_per_epoch, max_lr)
+
+
+def advances_every_batch(name: str) -> bool:
+    """Whether the schedule ``name`` is stepped after every batch; the others after every epoch."""
+    return name == "onecycle"

@@ -1,0 +1,109 @@
+"""Train one of three small networks on MNIST.
+
+    python main.py --model 1 --scheduler onecycle --epochs 15
+    python main.py --model 2 --scheduler step --epochs 10
+    python main.py --model 3 --scheduler onecycle --epochs 20 --max_lr 0.5
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from file_utils import RunFiles, UsageError
+from train_config import TrainConfig, field_type
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Tells a mistake in one line, without the usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """A flag for every field of TrainConfig, and ``--config``. Flags that are not given are not in the result."""
+    examples = (__doc__ or "").split("\n", 2)[2]
+    parser = OneLineParser(
+        description="Train one of three small networks on MNIST.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for spec in fields(TrainConfig):
+        # TrainConfig checks the limits, for flags and files alike; the parser only reads the type
+        choices = spec.metadata.get("choices")
+        parser.add_argument(
+            f"--{spec.name}",
+            type=field_type(spec),
+            metavar="{" + ",".join(choices()) + "}" if choices else spec.name.upper(),
+            help=spec.metadata["help"] + ("" if spec.default is None else f" ({spec.default})"),
+        )
+    parser.add_argument("--config", metavar="NAME|FILE", help="settings from configs/NAME.toml or a TOML file")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status: 0 done, 1 the run failed, 2 a mistake in the arguments."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without the arrow sign
+    parser = get_args_parser()
+    try:
+        given = vars(parser.parse_args(argv))
+        config = TrainConfig.from_sources(given, given.pop("config", None))
+        notes = config.flags_without_effect(given)
+        config.files.make_folders()
+    except UsageError as error:
+        parser.error(str(error))
+
+    for note in notes:
+        print(f"Note: {note}.", flush=True)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        from data_utils import DataError
+        from trainer import TrainingError, train_and_evaluate
+
+        try:
+            result = train_and_evaluate(config)
+        except UsageError as error:
+            parser.error(str(error))
+        except (DataError, TrainingError, OSError) as error:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+            return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+    accuracies, metrics = result.metrics["test_acc"], result.metrics
+    best = accuracies.index(max(accuracies))
+    print(
+        f"{config.run_name}: {metrics['parameters']:,} parameters, test accuracy {accuracies[-1]:.2f}%"
+        f" (best epoch {best}: {accuracies[best]:.2f}%), {metrics['total_seconds']:.0f} s"
+        f" on {metrics['environment']['device']}"
+    )
+    print_files(result.files)
+    return 0
+
+
+def print_files(files: RunFiles) -> None:
+    """Say where each file of a finished run is."""
+    here = Path.cwd()
+    for what in ("params", "metrics", "summary", "plot", "checkpoint", "log"):
+        path = getattr(files, what).resolve()
+        shown = path.relative_to(here) if path.is_relative_to(here) else path
+        print(f"  {what:<10} {shown}")
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The three networks, one file each; ``blocks`` holds what they share."""

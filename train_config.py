@@ -1,0 +1,159 @@
+"""Every setting of a training run: its default, its limits, the help text of its flag.
+
+    config = TrainConfig(model="3", scheduler="onecycle", epochs=15)
+    config = TrainConfig.from_sources({"epochs": 5}, config_file="reference")   # flags win over the file
+
+Needs no torch, so that a wrong value is told at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from file_utils import PROJECT_DIR, RunFiles, UsageError
+from lr_schedulers import SCHEDULERS
+from model_strategy import known_models
+
+T = TypeVar("T")
+
+
+def setting(default: T, help: str, **limits: Any) -> T:
+    """A field of TrainConfig; ``limits`` are ``minimum`` (allowed), ``above`` (not allowed), ``choices``."""
+    value: T = field(default=default, metadata={"help": help, **limits})
+    return value
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of one run. The defaults are the specification's.
+
+    Raises:
+        UsageError: a value is of the wrong type or outside its limits.
+    """
+
+    # What is trained, and how
+    model: str = setting("1", "which network", choices=known_models)
+    epochs: int = setting(10, "passes over the training images", minimum=1)
+    scheduler: str = setting("step", "learning-rate schedule", choices=lambda: list(SCHEDULERS))
+    max_lr: float = setting(0.75, "peak learning rate of onecycle", above=0.0)
+    lr: float = setting(0.01, "starting learning rate of step", above=0.0)
+    batch_size: int = setting(128, "training images a step", minimum=1)
+    seed: int = setting(1, "seed of weights, shuffle, augmentation and dropout", minimum=0)
+    # 0: the specification trains on all 60,000. A choice between settings needs a split to be made on.
+    val_split: int = setting(0, "training images held out for validation, balanced by class", minimum=0)
+    # The same augmentation either way; tensor does it on whole batches and is several times faster.
+    pipeline: str = setting("tensor", "how batches are made", choices=lambda: ["tensor", "torchvision"])
+
+    # Where it runs
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; auto is cuda where there is one")
+    threads: int | None = setting(None, "CPU threads; default: torch's choice", minimum=1)
+
+    # Where its files are
+    name: str | None = setting(None, "name of the run and its files; default: mnist_model_MODEL")
+    data_dir: str | None = setting(None, "folder with MNIST/raw; default: the project's data")
+    output_dir: str | None = setting(None, "folder for outputs, plots, summaries; default: the project")
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if field_type(spec) is float and type(value) is int:  # max_lr = 1 is as good as 1.0
+                value = float(value)
+                object.__setattr__(self, spec.name, value)
+            _check(spec, value)
+        RunFiles(self.run_name)  # checks the name
+
+    @property
+    def run_name(self) -> str:
+        return f"mnist_model_{self.model}" if self.name is None else self.name
+
+    @property
+    def files(self) -> RunFiles:
+        return RunFiles(self.run_name, self.output_dir)
+
+    @property
+    def data_folder(self) -> Path:
+        return PROJECT_DIR / "data" if self.data_dir is None else Path(self.data_dir)
+
+    @classmethod
+    def from_sources(cls, flags: Mapping[str, Any], config_file: str | None = None) -> TrainConfig:
+        """A flag that is given wins over the file, the file over the default.
+
+        Args:
+            flags: field name -> value, only those that were given.
+            config_file: a name under ``configs/`` or the path of a TOML file.
+
+        Raises:
+            UsageError: the file does not exist or is no TOML, a key is unknown, a value is not allowed.
+        """
+        settings = {} if config_file is None else read_config_file(config_file)
+        return cls(**{**settings, **flags})
+
+    def flags_without_effect(self, given: Mapping[str, Any]) -> list[str]:
+        """One line for each given flag that changes nothing because of the others."""
+        used_by = {"max_lr": "onecycle", "lr": "step"}
+        return [
+            f"--{flag} has no effect with --scheduler {self.scheduler}; it belongs to {scheduler}"
+            for flag, scheduler in used_by.items()
+            if flag in given and self.scheduler != scheduler
+        ]
+
+
+def field_type(spec: Field[Any]) -> type:
+    """The type of a field of TrainConfig, without its None."""
+    hint = get_type_hints(TrainConfig)[spec.name]
+    plain: type = get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+    return plain
+
+
+def _check(spec: Field[Any], value: Any) -> None:
+    limits, name = spec.metadata, spec.name
+    if value is None and spec.default is None:
+        return
+    wanted = field_type(spec)
+    if type(value) is not wanted:
+        kinds = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        raise UsageError(f"{name}: {value!r} is not allowed; it must be {kinds[wanted]}")
+    if wanted is float and not math.isfinite(value):
+        raise UsageError(f"{name}: {value} is not allowed; it must be finite")
+    if "minimum" in limits and value < limits["minimum"]:
+        raise UsageError(f"{name}: {value} is not allowed; it must be at least {limits['minimum']}")
+    if "above" in limits and value <= limits["above"]:
+        raise UsageError(f"{name}: {value} is not allowed; it must be above {limits['above']:g}")
+    if "choices" in limits and value not in limits["choices"]():
+        raise UsageError(f"{name}: {value!r} is not allowed; choose from {', '.join(limits['choices']())}")
+    if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise UsageError(f"device: {value!r} is not allowed; choose from auto, cpu, cuda, cuda:N, mps")
+
+
+def read_config_file(name_or_path: str) -> dict[str, Any]:
+    """The settings in ``configs/NAME.toml`` or in a TOML file of your own.
+
+    Raises:
+        UsageError: there is no such file, it is no TOML, or it has a key that is no field of TrainConfig.
+    """
+    shipped = PROJECT_DIR / "configs" / f"{name_or_path}.toml"
+    path = shipped if re.fullmatch(r"[\w-]+", name_or_path) and shipped.is_file() else Path(name_or_path)
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        shipped_names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.toml")))
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(
+            f"config: cannot read {name_or_path}: {reason}; give the path of a TOML file or one of {shipped_names}"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"config: {name_or_path} is not valid TOML: {error}") from None
+    known = [spec.name for spec in fields(TrainConfig)]
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise UsageError(f"config: {name_or_path}: unknown key {', '.join(unknown)}; known: {', '.join(known)}")
+    if type(settings.get("model")) is int:  # model = 3 reads as naturally as model = "3"
+        settings["model"] = str(settings["model"])
+    return settings

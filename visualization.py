@@ -1,0 +1,191 @@
+"""What a run leaves behind, and how to load it again: weights, metrics, summary, plot.
+
+    model = load_model_params(model_v1.Net(), "mnist_model_1")
+    metrics = load_metrics_json("mnist_model_1")
+
+Every function finds the project's own folders whatever the current directory is, or takes ``output_dir``.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any, TypeVar
+
+from file_utils import RunFiles, atomic_write, existing_runs
+from imports import nn, plt, summary, torch
+from model_strategy import get_strategy, known_models
+
+METRICS_SCHEMA = 1
+
+OutputDir = str | os.PathLike[str] | None
+Metrics = dict[str, Any]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters of ``model``."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def save_model_params(model: nn.Module, name: str, output_dir: OutputDir = None) -> Path:
+    """Write ``model.state_dict()`` to ``outputs/NAME_params.pth`` and return that path."""
+    path = RunFiles(name, output_dir).params
+    with atomic_write(path) as file:
+        torch.save({key: value.cpu() for key, value in model.state_dict().items()}, file)
+    return path
+
+
+def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> Model:
+    """Load the weights of the run ``name`` into ``model`` and return it in evaluation mode.
+
+    Only tensors are read from the file: a pickle with code in it is refused.
+
+    Raises:
+        FileNotFoundError: there is no such run; the message lists those that exist.
+        RuntimeError: the file is damaged, or holds the weights of another network (the message says which).
+    """
+    path = RunFiles(name, output_dir).params
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise _no_such_run(path, output_dir, "_params.pth") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RuntimeError(f"{path} is damaged or holds more than weights: {reason}") from None
+    if _shapes(state) != _shapes(model.state_dict()):
+        fitting = [other for other in known_models() if _shapes(state) == _shapes(get_strategy(other).build().state_dict())]
+        fits = f"they fit model {' and '.join(fitting)}" if fitting else "they fit none of the registered models"
+        raise RuntimeError(f"{path} does not hold weights of {type(model).__module__}.{type(model).__name__}; {fits}")
+    model.load_state_dict(state)
+    model.eval()
+    return model
+
+
+def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
+    items = state.items() if isinstance(state, dict) else ()
+    return {key: tuple(value.shape) for key, value in items if isinstance(value, torch.Tensor)}
+
+
+def _no_such_run(path: Path, output_dir: OutputDir, ending: str) -> FileNotFoundError:
+    names = ", ".join(existing_runs(output_dir, ending)) or "none"
+    return FileNotFoundError(f"{path} does not exist; runs with such a file in that folder: {names}")
+
+
+def save_metrics_json(metrics: Metrics, name: str, output_dir: OutputDir = None, durable: bool = True) -> Path:
+    """Write ``metrics`` to ``outputs/NAME_metrics.json``, one line a field, and return that path."""
+    path = RunFiles(name, output_dir).metrics
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in metrics.items()]
+    with atomic_write(path, durable) as file:
+        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    return path
+
+
+def load_metrics_json(name: str, output_dir: OutputDir = None) -> Metrics:
+    """The metrics of the run ``name``: see the README for the fields.
+
+    Raises:
+        FileNotFoundError: there is no such run; the message lists those that exist.
+        RuntimeError: the file is damaged or of another schema.
+    """
+    path = RunFiles(name, output_dir).metrics
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _no_such_run(path, output_dir, "_metrics.json") from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise RuntimeError(f"{path} is damaged: {error}") from None
+    if not isinstance(metrics, dict) or metrics.get("schema") != METRICS_SCHEMA:
+        raise RuntimeError(f"{path} does not hold metrics of schema {METRICS_SCHEMA}")
+    return metrics
+
+
+def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (1, 28, 28)) -> str:
+    """The table that torchsummary prints for ``model``."""
+    # torchsummary runs a forward pass of random numbers, in whatever mode the network is in: on a copy, so
+    # that BatchNorm's statistics do not move, and with the random generator put back.
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), torch.random.fork_rng(devices=[]):
+        summary(copy.deepcopy(model).cpu().eval(), input_size, device="cpu")
+    return printed.getvalue()
+
+
+def save_model_summary(model: nn.Module, name: str, output_dir: OutputDir = None) -> Path:
+    """Write the torchsummary table to ``summaries/NAME_summary.txt`` and return that path."""
+    path = RunFiles(name, output_dir).summary
+    with atomic_write(path) as file:
+        file.write(model_summary(model).encode())
+    return path
+
+
+def plot_metrics(metrics: Metrics, name: str, output_dir: OutputDir = None) -> Path:
+    """Write the four panels of ``metrics_figure`` to ``plots/NAME.png`` and return that path."""
+    path = RunFiles(name, output_dir).plot
+    with atomic_write(path) as file:
+        metrics_figure(metrics).savefig(file, format="png", dpi=120)
+    return path
+
+
+def metrics_figure(metrics: Metrics) -> "plt.Figure":
+    """Training loss a batch, test loss, training accuracy and test accuracy an epoch, as four panels."""
+    losses, test_losses = metrics["train_losses"], metrics["test_losses"]
+    epochs = range(1, len(test_losses) + 1)
+    figure = plt.Figure(figsize=(11, 7.5), layout="constrained")
+    (train_loss, test_loss), (train_acc, test_acc) = figure.subplots(2, 2)
+
+    batches_per_epoch = len(losses) / max(len(test_losses), 1)
+    progress = [(batch + 1) / batches_per_epoch for batch in range(len(losses))]
+    train_loss.plot(progress, losses, color="#9ecae1", linewidth=0.6, label="each batch")
+    train_loss.plot(progress, _smooth(losses), color="#08519c", linewidth=1.8, label="smoothed")
+    train_loss.set(title="Training loss", ylabel="negative log-likelihood", yscale="log")
+    train_loss.legend(frameon=False)
+
+    test_loss.plot(epochs, test_losses, color="#d95f0e", marker="o", markersize=4, label="test")
+    if metrics.get("val_losses"):
+        test_loss.plot(epochs, metrics["val_losses"], color="#756bb1", marker="s", markersize=4, label="validation")
+    test_loss.set(title="Test loss", ylabel="negative log-likelihood")
+
+    train_acc.plot(epochs, metrics["train_acc"], color="#08519c", marker="o", markersize=4)
+    train_acc.set(title="Training accuracy (augmented images, with dropout)", ylabel="accuracy [%]")
+
+    accuracies = metrics["test_acc"]
+    test_acc.plot(epochs, accuracies, color="#d95f0e", marker="o", markersize=4, label="test")
+    if metrics.get("val_acc"):
+        test_acc.plot(epochs, metrics["val_acc"], color="#756bb1", marker="s", markersize=4, label="validation")
+    test_acc.set(title="Test accuracy", ylabel="accuracy [%]")
+    if accuracies:
+        test_acc.annotate(
+            f"{accuracies[-1]:.2f}",
+            (len(accuracies), accuracies[-1]),
+            textcoords="offset points",
+            xytext=(0, -14),
+            ha="center",
+        )
+    for panel in (test_loss, test_acc):
+        if metrics.get("val_losses"):
+            panel.legend(frameon=False)
+    for panel in (train_loss, test_loss, train_acc, test_acc):
+        panel.set_xlabel("epoch")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+
+    final = f"{accuracies[-1]:.2f} % on the test set after epoch {len(accuracies)}" if accuracies else "no epoch yet"
+    figure.suptitle(
+        f"{metrics['name']} (model {metrics['model']}, {metrics['config']['scheduler']}):"
+        f" {metrics['parameters']:,} parameters, {final}",
+        fontsize=13,
+    )
+    return figure
+
+
+def _smooth(values: list[float], weight: float = 0.98) -> list[float]:
+    """Exponential moving average, with the start's bias taken out as in Adam (arXiv:1412.6980, section 3)."""
+    smoothed, average = [], 0.0
+    for count, value in enumerate(values, start=1):
+        average = weight * average + (1 - weight) * value
+        smoothed.append(average / (1 - weight**count))
+    return smoothed
