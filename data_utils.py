@@ -202,9 +202,7 @@ def load_data(
         plain = datasets.MNIST(str(data_dir), train=True, transform=test_transforms())
         test = datasets.MNIST(str(data_dir), train=False, transform=test_transforms())
         return Data(
-            train=DataLoader(
-                Subset(augmented, train_idx.tolist()), batch_size, shuffle=True, generator=generator
-            ),
+            train=DataLoader(Subset(augmented, train_idx.tolist()), batch_size, shuffle=True, generator=generator),
             val=DataLoader(Subset(plain, val_idx.tolist()), EVAL_BATCH_SIZE) if val_split else None,
             test=DataLoader(test, EVAL_BATCH_SIZE),
             train_size=len(train_idx),

@@ -1,9 +1,9 @@
 """Where a run's files are, and how a file is written so that nothing is lost.
 
-    files = RunFiles("mnist_model_1")            # under the project
-    files = RunFiles("trial", "/tmp/results")    # under a folder of your own
-    with atomic_write(files.metrics) as f:
-        f.write(b"...")
+files = RunFiles("mnist_model_1")            # under the project
+files = RunFiles("trial", "/tmp/results")    # under a folder of your own
+with atomic_write(files.metrics) as f:
+    f.write(b"...")
 """
 
 import os

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # what a type checker and an editor see; a test holds it agai
     import torch.nn.functional as F
     import torchvision
     from filelock import FileLock  # torch itself depends on it, so it is always there
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     from torch import nn, optim
     from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
     from torch.utils.data import DataLoader, Subset
@@ -25,9 +27,11 @@ if TYPE_CHECKING:  # what a type checker and an editor see; a test holds it agai
 # name -> (module, attribute of it; None: the module itself)
 _SOURCES: dict[str, tuple[str, str | None]] = {
     "DataLoader": ("torch.utils.data", "DataLoader"),
+    "Figure": ("matplotlib.figure", "Figure"),
     "FileLock": ("filelock", "FileLock"),
     "F": ("torch.nn.functional", None),
     "LRScheduler": ("torch.optim.lr_scheduler", "LRScheduler"),
+    "MaxNLocator": ("matplotlib.ticker", "MaxNLocator"),
     "OneCycleLR": ("torch.optim.lr_scheduler", "OneCycleLR"),
     "StepLR": ("torch.optim.lr_scheduler", "StepLR"),
     "Subset": ("torch.utils.data", "Subset"),
@@ -43,10 +47,12 @@ _SOURCES: dict[str, tuple[str, str | None]] = {
 }
 
 __all__ = [
-    "F",
     "DataLoader",
+    "F",
+    "Figure",
     "FileLock",
     "LRScheduler",
+    "MaxNLocator",
     "OneCycleLR",
     "StepLR",
     "Subset",

@@ -1,8 +1,8 @@
 """Learning-rate schedules, by name.
 
-    scheduler = get_scheduler("onecycle", optimizer, epochs=15, steps_per_epoch=len(train_batches))
-    if advances_every_batch("onecycle"):   # else once an epoch
-        scheduler.step()
+scheduler = get_scheduler("onecycle", optimizer, epochs=15, steps_per_epoch=len(train_batches))
+if advances_every_batch("onecycle"):   # else once an epoch
+    scheduler.step()
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Train one of three small networks on MNIST.
 
-    python main.py --model 1 --scheduler onecycle --epochs 15
-    python main.py --model 2 --scheduler step --epochs 10
-    python main.py --model 3 --scheduler onecycle --epochs 20 --max_lr 0.5
+python main.py --model 1 --scheduler onecycle --epochs 15
+python main.py --model 2 --scheduler step --epochs 10
+python main.py --model 3 --scheduler onecycle --epochs 20 --max_lr 0.5
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Note: {note}.", flush=True)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        from data_utils import DataError
+        from mnist_files import DataError
         from trainer import TrainingError, train_and_evaluate
 
         try:

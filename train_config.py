@@ -120,7 +120,7 @@ def _check(spec: Field[Any], value: Any) -> None:
     if type(value) is not wanted:
         kinds = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
         raise UsageError(f"{name}: {value!r} is not allowed; it must be {kinds[wanted]}")
-    if wanted is float and not math.isfinite(value):
+    if type(value) is float and not math.isfinite(value):
         raise UsageError(f"{name}: {value} is not allowed; it must be finite")
     if "minimum" in limits and value < limits["minimum"]:
         raise UsageError(f"{name}: {value} is not allowed; it must be at least {limits['minimum']}")
@@ -128,7 +128,7 @@ def _check(spec: Field[Any], value: Any) -> None:
         raise UsageError(f"{name}: {value} is not allowed; it must be above {limits['above']:g}")
     if "choices" in limits and value not in limits["choices"]():
         raise UsageError(f"{name}: {value!r} is not allowed; choose from {', '.join(limits['choices']())}")
-    if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+    if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)):
         raise UsageError(f"device: {value!r} is not allowed; choose from auto, cpu, cuda, cuda:N, mps")
 
 

@@ -1,7 +1,7 @@
 """The loop: train, evaluate, and leave everything behind that a run leaves.
 
-    result = train_and_evaluate(TrainConfig(model="3", scheduler="onecycle", epochs=15))
-    result.model, result.metrics["test_acc"][-1]
+result = train_and_evaluate(TrainConfig(model="3", scheduler="onecycle", epochs=15))
+result.model, result.metrics["test_acc"][-1]
 """
 
 import math
@@ -124,12 +124,10 @@ def train_and_evaluate(config: TrainConfig, log: Callable[[str], None] = tqdm.wr
         torch.set_num_threads(config.threads)
     files = config.files
     files.make_folders()
-    data = load_data(
-        config.data_folder, config.batch_size, device, config.seed, config.pipeline, config.val_split, log
-    )
+    data = load_data(config.data_folder, config.batch_size, device, config.seed, config.pipeline, config.val_split, log)
     torch.manual_seed(config.seed)
     model = ModelContext(get_strategy(config.model)).get_model(device)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
+    model = model.to(memory_format=torch.channels_last)
     optimizer = optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM)
     scheduler = get_scheduler(config.scheduler, optimizer, config.epochs, len(data.train), config.max_lr)
     metrics = new_metrics(config, model, device)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from file_utils import RunFiles, atomic_write, existing_runs
-from imports import nn, plt, summary, torch
+from imports import Figure, MaxNLocator, nn, summary, torch
 from model_strategy import get_strategy, known_models
 
 METRICS_SCHEMA = 1
@@ -57,7 +57,9 @@ def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> 
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RuntimeError(f"{path} is damaged or holds more than weights: {reason}") from None
     if _shapes(state) != _shapes(model.state_dict()):
-        fitting = [other for other in known_models() if _shapes(state) == _shapes(get_strategy(other).build().state_dict())]
+        fitting = [
+            other for other in known_models() if _shapes(state) == _shapes(get_strategy(other).build().state_dict())
+        ]
         fits = f"they fit model {' and '.join(fitting)}" if fitting else "they fit none of the registered models"
         raise RuntimeError(f"{path} does not hold weights of {type(model).__module__}.{type(model).__name__}; {fits}")
     model.load_state_dict(state)
@@ -129,11 +131,11 @@ def plot_metrics(metrics: Metrics, name: str, output_dir: OutputDir = None) -> P
     return path
 
 
-def metrics_figure(metrics: Metrics) -> "plt.Figure":
+def metrics_figure(metrics: Metrics) -> Figure:
     """Training loss a batch, test loss, training accuracy and test accuracy an epoch, as four panels."""
     losses, test_losses = metrics["train_losses"], metrics["test_losses"]
     epochs = range(1, len(test_losses) + 1)
-    figure = plt.Figure(figsize=(11, 7.5), layout="constrained")
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
     (train_loss, test_loss), (train_acc, test_acc) = figure.subplots(2, 2)
 
     batches_per_epoch = len(losses) / max(len(test_losses), 1)
@@ -169,7 +171,8 @@ def metrics_figure(metrics: Metrics) -> "plt.Figure":
             panel.legend(frameon=False)
     for panel in (train_loss, test_loss, train_acc, test_acc):
         panel.set_xlabel("epoch")
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set_xlim(0, len(epochs) + 0.5)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
 

@@ -6,30 +6,33 @@ from typing import Any
 from imports import F, nn, torch
 
 
-class _ZeroPositions(torch.autograd.Function):
-    """Zero the given positions of a tensor and scale the rest; the same for its gradient."""
+class _DropInPlace(torch.autograd.Function):
+    """Scale a tensor and zero the given positions of it, in place; the same for its gradient.
+
+    Positions count in the order of memory. The gradient may arrive in another layout than the activation had,
+    so it is written into a fresh tensor of the activation's strides, where a position means the same element.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, positions: torch.Tensor, scale: float) -> torch.Tensor:
-        ctx.stride, ctx.scale = torch.empty_like(x).stride(), scale
+        ctx.scale, ctx.stride = scale, x.stride()
         ctx.save_for_backward(positions)
-        return _zero_positions(x, ctx.stride, positions, scale)
+        ctx.mark_dirty(x)
+        _in_memory_order(x.mul_(scale)).index_fill_(0, positions, 0.0)
+        return x
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (positions,) = ctx.saved_tensors
-        return _zero_positions(grads[0], ctx.stride, positions, ctx.scale), None, None
+        (grad,), (positions,) = grads, ctx.saved_tensors
+        out = torch.empty_strided(grad.shape, ctx.stride, dtype=grad.dtype, device=grad.device)
+        torch.mul(grad, ctx.scale, out=out)
+        _in_memory_order(out).index_fill_(0, positions, 0.0)
+        return out, None, None
 
 
-def _zero_positions(
-    x: torch.Tensor, stride: tuple[int, ...], positions: torch.Tensor, scale: float
-) -> torch.Tensor:
-    # Positions count in the order of memory. The gradient may arrive in another layout than the activation
-    # had, so both are written into a fresh tensor of the same strides, where a position means one element.
-    out = torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device)
-    torch.mul(x, scale, out=out)
-    out.as_strided((out.numel(),), (1,)).index_fill_(0, positions, 0.0)
-    return out
+def _in_memory_order(x: torch.Tensor) -> torch.Tensor:
+    """A flat view of a tensor without gaps, whatever its layout."""
+    return x.as_strided((x.numel(),), (1,), x.storage_offset())
 
 
 class Dropout(nn.Dropout):
@@ -45,9 +48,15 @@ class Dropout(nn.Dropout):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training or input.device.type != "cpu" or not 0.0 < self.p <= 0.2:
             return super().forward(input)
-        positions = dropped_positions(input.numel(), self.p)
-        out: torch.Tensor = _ZeroPositions.apply(input, positions, 1.0 / (1.0 - self.p))
+        # In place where that is asked for, else on a copy, which has no gaps in memory.
+        x = input if self.inplace and _has_no_gaps(input) else input.clone()
+        positions = dropped_positions(x.numel(), self.p)
+        out: torch.Tensor = _DropInPlace.apply(x, positions, 1.0 / (1.0 - self.p))
         return out
+
+
+def _has_no_gaps(x: torch.Tensor) -> bool:
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 def dropped_positions(n: int, p: float) -> torch.Tensor:
@@ -82,7 +91,7 @@ class ConvBlock(nn.Sequential):
             nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=padding, bias=False),
             nn.ReLU(inplace=True),  # safe: neither convolution nor BatchNorm needs the overwritten values
             nn.BatchNorm2d(out_channels),
-            Dropout(dropout),
+            Dropout(dropout, inplace=True),  # nor does BatchNorm need its own output
         )
 
 

@@ -1,0 +1,51 @@
+"""A tiny data set in MNIST's format, so that the unit tests need no network, and the real one for the rest."""
+
+import hashlib
+import struct
+from pathlib import Path
+
+import pytest
+
+from file_utils import PROJECT_DIR
+from imports import torch
+from mnist_files import MNIST_SHA256, ensure_mnist
+
+
+def write_idx(path: Path, values: torch.Tensor) -> None:
+    """Write a uint8 tensor in the IDX format (a magic number, the sizes, the bytes)."""
+    header = struct.pack(">HBB", 0, 8, values.dim()) + struct.pack(f">{values.dim()}I", *values.shape)
+    path.write_bytes(header + values.numpy().tobytes())
+
+
+def make_tiny_mnist(raw: Path, train: int = 300, test: int = 100, seed: int = 0) -> None:
+    """Noisy bars, one position a class: learnable within an epoch or two, 28x28 and uint8 like the original."""
+    raw.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    for prefix, count in (("train", train), ("t10k", test)):
+        labels = torch.arange(count) % 10
+        images = torch.randint(0, 60, (count, 28, 28), generator=generator)
+        for image, label in zip(images, labels, strict=True):
+            image[4:24, 4 + 2 * label : 6 + 2 * label] = 250
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", images.to(torch.uint8))
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels.to(torch.uint8))
+
+
+def sums_of(raw: Path) -> dict[str, str]:
+    """The SHA-256 of the four files in ``raw``."""
+    return {name: hashlib.sha256((raw / name).read_bytes()).hexdigest() for name in MNIST_SHA256}
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path: Path) -> Path:
+    """A data folder with 300 training and 100 test images and the sums that make them a data set of one's own."""
+    raw = tmp_path / "tiny" / "MNIST" / "raw"
+    make_tiny_mnist(raw)
+    (raw / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums_of(raw).items()))
+    return tmp_path / "tiny"
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Path:
+    """The project's data folder with the real MNIST, fetched if it is not there."""
+    ensure_mnist(PROJECT_DIR / "data")
+    return PROJECT_DIR / "data"
