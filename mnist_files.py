@@ -86,7 +86,7 @@ def sha256_of(path: Path) -> str:
 def _expected_sums(raw: Path) -> dict[str, str]:
     try:
         text = (raw / SUMS_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return MNIST_SHA256
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {raw / SUMS_FILE}: {error}") from None

@@ -138,12 +138,13 @@ def read_config_file(name_or_path: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such file, it is no TOML, or it has a key that is no field of TrainConfig.
     """
-    shipped = PROJECT_DIR / "configs" / f"{name_or_path}.toml"
+    configs = PROJECT_DIR / "configs"
+    shipped = configs / f"{name_or_path}.toml"
     path = shipped if re.fullmatch(r"[\w-]+", name_or_path) and shipped.is_file() else Path(name_or_path)
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        shipped_names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.toml")))
+        shipped_names = ", ".join(sorted(p.stem for p in configs.glob("*.toml")))
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(
             f"config: cannot read {name_or_path}: {reason}; give the path of a TOML file or one of {shipped_names}"

@@ -181,7 +181,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         commit = None  # no git, or no repository
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "torchvision": torchvision.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),

@@ -11,7 +11,6 @@ import copy
 import io
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +34,7 @@ def save_model_params(model: nn.Module, name: str, output_dir: OutputDir = None)
     """Write ``model.state_dict()`` to ``outputs/NAME_params.pth`` and return that path."""
     path = RunFiles(name, output_dir).params
     with atomic_write(path) as file:
-        torch.save({key: value.cpu() for key, value in model.state_dict().items()}, file)
+        torch.save({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, file)
     return path
 
 
@@ -53,7 +52,7 @@ def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> 
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise _no_such_run(path, output_dir, "_params.pth") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # what the unpickler raises on damaged bytes may be anything, KeyError included
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RuntimeError(f"{path} is damaged or holds more than weights: {reason}") from None
     if _shapes(state) != _shapes(model.state_dict()):

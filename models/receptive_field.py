@@ -1,0 +1,119 @@
+"""What each layer of a network sees of the image: its output's shape, its parameters, its receptive field.
+
+    print(format_table(receptive_fields(model_v1.Net())))
+
+The recurrence, and what it means, are in Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional
+Neural Networks", Distill, 2019, https://distill.pub/2019/computing-receptive-fields (doi:10.23915/distill.00021).
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from imports import nn, torch
+
+Shape = tuple[int, int, int]  # channels, height, width
+
+IMAGE: Shape = (1, 28, 28)
+# Each unit of their output depends on one position of their input.
+POINTWISE = (nn.ReLU, nn.BatchNorm2d, nn.Dropout, nn.Identity)
+KNOWN = (*POINTWISE, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class LayerField:
+    """One layer, as the network runs it. All extents are the side of a square.
+
+    ``kernel`` and ``stride`` count units of the layer's input. ``jump`` and ``field`` count pixels of the
+    image: the distance between two neighbouring units of the output, and the part of the image that one of
+    them depends on. The field includes the zeros that a padded convolution adds around the image, so it can be
+    larger than the image.
+    """
+
+    name: str  # path of the module in the network, as model.get_submodule takes it
+    kind: str
+    output: Shape  # a vector of n numbers is (n, 1, 1)
+    parameters: int
+    kernel: int
+    stride: int
+    jump: int
+    field: int
+
+
+def receptive_fields(model: nn.Module) -> list[LayerField]:
+    """Every layer of ``model`` (its modules without children) in the order in which they run on a 28x28 image.
+
+    The layers must run one after another, without branches. ``model`` itself is left as it is.
+
+    Raises:
+        ValueError: a layer is of a kind that is not known here, or its kernel or stride is not a square.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    calls: list[tuple[nn.Module, Shape]] = []
+
+    def record(layer: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        calls.append((layer, _shape(output)))
+
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(record)
+    with torch.inference_mode():
+        model(torch.zeros(1, *IMAGE))
+
+    names = {module: name for name, module in model.named_modules()}
+    rows: list[LayerField] = []
+    shape, jump, field = IMAGE, 1, 1
+    for layer, output in calls:
+        kernel, stride = _kernel_and_stride(layer, shape, output)
+        field += (kernel - 1) * jump
+        jump *= stride
+        parameters = sum(p.numel() for p in layer.parameters())
+        rows.append(LayerField(names[layer], type(layer).__name__, output, parameters, kernel, stride, jump, field))
+        shape = output
+    return rows
+
+
+def _shape(batch: torch.Tensor) -> Shape:
+    """[1, C, H, W] -> (C, H, W); [1, C] -> (C, 1, 1)."""
+    channels, height, width = (*batch.shape[1:], 1, 1)[:3]
+    return channels, height, width
+
+
+def _kernel_and_stride(layer: nn.Module, before: Shape, after: Shape) -> tuple[int, int]:
+    """How many neighbouring units of the layer's input, of shape ``before``, one of its output depends on."""
+    if isinstance(layer, POINTWISE):
+        return 1, 1
+    if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+        dilation = _side(layer.dilation)
+        return (_side(layer.kernel_size) - 1) * dilation + 1, _side(layer.stride)
+    if isinstance(layer, nn.AvgPool2d):
+        return _side(layer.kernel_size), _side(layer.stride)
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        if before[1] % after[1] or before[2] % after[2]:
+            raise ValueError(f"{layer} of {before[1]}x{before[2]} units has windows of several sizes")
+        window = _side((before[1] // after[1], before[2] // after[2]))
+        return window, window
+    if isinstance(layer, nn.Linear):  # a convolution whose kernel covers all that was flattened
+        return _side(before[1:]), 1
+    known = ", ".join(kind.__name__ for kind in KNOWN)
+    raise ValueError(f"{layer} is not a layer whose receptive field is known here; known: {known}")
+
+
+def _side(size: int | tuple[int, ...]) -> int:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ValueError(f"{height}x{width} is not a square; only square kernels and strides are supported")
+    return height
+
+
+def format_table(rows: Iterable[LayerField]) -> str:
+    """``rows`` as plain text, one line a layer under a line of headings."""
+    line = "{:<12} {:<18} {:>9} {:>11} {:>7} {:>7} {:>10} {:>11}".format
+    lines = [line("layer", "type", "output", "parameters", "kernel", "stride", "jump [px]", "field [px]")]
+    for row in rows:
+        shape = "x".join(map(str, row.output))
+        lines.append(
+            line(row.name, row.kind, shape, f"{row.parameters:,}", row.kernel, row.stride, row.jump, row.field)
+        )
+    return "\n".join(lines)

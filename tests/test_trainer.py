@@ -1,0 +1,219 @@
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import trainer
+from file_utils import UsageError
+from imports import F, nn, optim, torch
+from model_strategy import get_strategy
+from train_config import TrainConfig
+from trainer import TrainingError, TrainResult, evaluate, resolve_device, train_and_evaluate, train_one_epoch
+from visualization import load_metrics_json, load_model_params
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tmp_path, tiny_mnist):
+    """Trains on the tiny data set; every call into a folder of its own."""
+    calls = iter(range(100))
+
+    def train(**settings) -> TrainResult:
+        settings = {"epochs": 2, "scheduler": "onecycle", "batch_size": 64, **settings}
+        output_dir = settings.pop("output_dir", tmp_path / f"run{next(calls)}")
+        config = TrainConfig(data_dir=str(tiny_mnist), output_dir=str(output_dir), **settings)
+        return train_and_evaluate(config, log=lambda line: None)
+
+    return train
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("model", ["1", "2", "3"])
+def test_what_a_run_leaves(run, model):
+    result = run(model=model)
+    name, files = f"mnist_model_{model}", result.files
+    written = {p.relative_to(files.root).as_posix() for p in files.root.rglob("*") if p.is_file()}
+    assert written == {
+        f"outputs/{name}_params.pth",
+        f"outputs/{name}_metrics.json",
+        f"outputs/{name}_checkpoint.pth",
+        f"outputs/{name}.log",
+        f"summaries/{name}_summary.txt",
+        f"plots/{name}.png",
+    }
+    loaded = load_model_params(get_strategy(model).build(), name, files.root)
+    trained = result.model.state_dict()
+    assert all(torch.equal(value, trained[key]) for key, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
+def test_metrics_of_a_run(run, pipeline):
+    result = run(epochs=3, val_split=50, pipeline=pipeline)
+    metrics = load_metrics_json("mnist_model_1", result.files.root)
+    assert metrics == result.metrics
+    assert (metrics["schema"], metrics["name"], metrics["model"]) == (1, "mnist_model_1", "1")
+    assert (metrics["status"], metrics["parameters"]) == ("finished", 7_720)
+    assert metrics["config"]["val_split"] == 50
+    assert {"python", "torch", "torchvision", "device", "threads", "platform", "git_commit"} == set(
+        metrics["environment"]
+    )
+    batches = math.ceil(250 / 64)
+    assert len(metrics["train_losses"]) == len(metrics["learning_rates"]) == 3 * batches
+    for key in ("train_acc", "test_losses", "test_acc", "val_losses", "val_acc", "epoch_seconds"):
+        assert len(metrics[key]) == 3, key
+    assert metrics["learning_rates"][0] == pytest.approx(0.1)
+    assert metrics["learning_rates"][-1] == pytest.approx(0.1 / 7.5)
+    assert sum(metrics["epoch_seconds"]) < metrics["total_seconds"]
+    assert all(0 <= accuracy <= 100 for accuracy in metrics["train_acc"] + metrics["test_acc"])
+
+
+def test_it_learns(run):
+    metrics = run(epochs=12, batch_size=30).metrics
+    assert metrics["test_acc"][-1] > 90
+    assert metrics["train_losses"][-1] < metrics["train_losses"][0] / 2
+
+
+def test_metrics_are_of_the_saved_network(run, tiny_mnist):
+    result = run()
+    data = trainer.load_data(tiny_mnist, 64, CPU, seed=0, log=lambda line: None)
+    model = load_model_params(get_strategy("1").build(), "mnist_model_1", result.files.root)
+    loss, accuracy = evaluate(model, data.test, CPU)
+    assert accuracy == pytest.approx(result.metrics["test_acc"][-1])
+    assert loss == pytest.approx(result.metrics["test_losses"][-1], abs=1e-5)
+
+
+@pytest.mark.parametrize("scheduler", ["step", "onecycle"])
+@pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
+def test_same_seed_same_weights(run, scheduler, pipeline):
+    settings = {"scheduler": scheduler, "pipeline": pipeline, "epochs": 1}
+    first, again, other = run(**settings), run(**settings), run(**settings, seed=2)
+    assert sha256(first.files.params) == sha256(again.files.params) != sha256(other.files.params)
+    assert first.metrics["train_losses"] == again.metrics["train_losses"]
+
+
+def test_step_schedule_falls_after_six_epochs(run):
+    rates = run(scheduler="step", epochs=7).metrics["learning_rates"]
+    assert rates == pytest.approx([0.01] * 6 * 5 + [0.001] * 5)
+
+
+def test_log_has_the_specified_lines(run, tmp_path, tiny_mnist, monkeypatch):
+    accuracies = iter([(0.1, 98.0), (0.1, 99.43), (0.1, 99.43), *[(0.1, 99.0)] * 8])
+    monkeypatch.setattr(trainer, "evaluate", lambda *args: next(accuracies))
+    lines = run(epochs=11).files.log.read_text(encoding="utf-8").splitlines()
+    assert lines[:3] == [
+        "EPOCH: 0  - Test Accuracy: 98.00% ← BEST",
+        "EPOCH: 1  - Test Accuracy: 99.43% ← BEST",
+        "EPOCH: 2  - Test Accuracy: 99.43%",
+    ]
+    assert lines[10] == "EPOCH: 10 - Test Accuracy: 99.00%"
+
+
+def test_checkpoint_holds_the_state_of_the_run(run):
+    result = run(epochs=2)
+    state = torch.load(result.files.checkpoint, weights_only=True)
+    assert (state["schema"], state["epoch"]) == (1, 1)
+    assert state["config"] == result.metrics["config"]
+    assert state["metrics"]["test_acc"] == result.metrics["test_acc"]
+    assert set(state["generators"]) == {"torch", "data"}
+    assert torch.equal(state["generators"]["torch"], torch.get_rng_state())
+    trained = result.model.state_dict()
+    assert all(torch.equal(value, trained[key]) for key, value in state["model"].items())
+    assert len(state["optimizer"]["state"]) == len(list(result.model.parameters()))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights(run, tmp_path):
+    before = run(output_dir=tmp_path / "same")
+    weights = sha256(before.files.params)
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch \d+, batch \d+, at learning rate .* try"):
+        run(output_dir=tmp_path / "same", max_lr=1e20)
+    metrics = load_metrics_json("mnist_model_1", tmp_path / "same")
+    assert metrics["status"] == "failed"
+    assert sha256(before.files.params) == weights
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "interrupted"), (OSError, "failed")])
+def test_a_run_that_stops_early_says_so(run, tmp_path, monkeypatch, error, status):
+    def stop(*args):
+        raise error
+
+    monkeypatch.setattr(trainer, "evaluate", stop)
+    with pytest.raises(error):
+        run(output_dir=tmp_path / "same")
+    metrics = load_metrics_json("mnist_model_1", tmp_path / "same")
+    assert metrics["status"] == status
+    assert len(metrics["train_losses"]) == 5  # what was measured until then is kept
+    assert not (tmp_path / "same" / "outputs" / "mnist_model_1_params.pth").exists()
+
+
+def test_metrics_are_written_while_training(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(trainer, "METRICS_SECONDS", 0.0)
+    save = trainer.save_metrics_json
+    monkeypatch.setattr(trainer, "save_metrics_json", lambda *a, **k: seen.append(json.dumps(a[0])) or save(*a, **k))
+    run(epochs=1)
+    counts = [len(json.loads(metrics)["train_losses"]) for metrics in seen]
+    assert counts[:6] == [0, 1, 2, 3, 4, 5]
+    assert {json.loads(metrics)["status"] for metrics in seen[:-1]} == {"running"}
+
+
+def test_evaluate_against_the_definition():
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.log_softmax(x.flatten(1)[:, :10], dim=1)
+
+    images, labels = torch.randn(25, 1, 28, 28), torch.randint(0, 10, (25,))
+    logits = images.flatten(1)[:, :10]
+    batches = [(images[:20], labels[:20]), (images[20:], labels[20:])]  # of unequal sizes
+    loss, accuracy = evaluate(Fixed(), batches, CPU)
+    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert accuracy == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+
+
+def test_train_one_epoch_is_sgd_with_momentum():
+    """Against the update written out by hand, on a network without randomness."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.LogSoftmax(dim=1))
+    weight, velocity = model[1].weight.detach().clone(), torch.zeros(10, 784)
+    batches = [(torch.randn(6, 1, 28, 28), torch.randint(0, 10, (6,))) for _ in range(3)]
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    reported = []
+    train_one_epoch(model, batches, optimizer, None, CPU, lambda *step: reported.append(step))
+    bias, bias_velocity = torch.zeros(10), torch.zeros(10)
+    torch.manual_seed(0)
+    bias = nn.Linear(784, 10).bias.detach().clone()
+    for images, labels in batches:
+        x = images.flatten(1)
+        error = (torch.softmax(x @ weight.T + bias, dim=1) - F.one_hot(labels, 10)) / 6
+        velocity = 0.9 * velocity + error.T @ x
+        bias_velocity = 0.9 * bias_velocity + error.sum(0)
+        weight, bias = weight - 0.1 * velocity, bias - 0.1 * bias_velocity
+    torch.testing.assert_close(model[1].weight.detach(), weight)
+    assert [(size, rate) for _, _, size, rate in reported] == [(6, 0.1)] * 3
+
+
+def test_devices():
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    absent = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(UsageError, match=rf"device: '{absent}' is not on this machine"):
+        resolve_device(absent)
+
+
+def test_threads(run):
+    before = torch.get_num_threads()
+    try:
+        assert run(epochs=1, threads=1).metrics["environment"]["threads"] == 1
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_too_large_a_split_is_the_users_mistake(run):
+    with pytest.raises(UsageError, match="val_split: 300 is not allowed"):
+        run(val_split=300)
