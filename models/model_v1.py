@@ -16,7 +16,7 @@ class Net(nn.Module):
             ConvBlock(16, 10, dropout),  # -> 6x6x10
             ConvBlock(10, 10, dropout, padding=1),  # -> 6x6x10
         )
-        self.pool = nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(3))  # -> 3x3x10 -> 1x1x10
+        self.pool = nn.Sequential(nn.AvgPool2d(2), nn.AvgPool2d(3))  # -> 3x3x10 -> 1x1x10
         self.output = nn.Conv2d(10, 10, kernel_size=1, bias=False)  # -> 1x1x10
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,12 @@
 
     print(format_table(receptive_fields(model_v1.Net())))
 
-The recurrence, and what it means, are in Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional
-Neural Networks", Distill, 2019, https://distill.pub/2019/computing-receptive-fields (doi:10.23915/distill.00021).
+A layer of kernel k and stride s makes of its input's field r and jump j
+
+    r_out = r + (k - 1) * j,    j_out = j * s,    with r = j = 1 for the image;
+
+see Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill, 2019,
+https://distill.pub/2019/computing-receptive-fields (doi:10.23915/distill.00021).
 """
 
 import copy
