@@ -1,7 +1,11 @@
 """A tiny data set in MNIST's format, so that the unit tests need no network, and the real one for the rest."""
 
 import hashlib
+import io
+import shutil
 import struct
+import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -49,3 +53,23 @@ def mnist() -> Path:
     """The project's data folder with the real MNIST, fetched if it is not there."""
     ensure_mnist(PROJECT_DIR / "data")
     return PROJECT_DIR / "data"
+
+
+@pytest.fixture(scope="session")
+def shipped_project(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with the results that are committed, whatever was trained over them since."""
+    copy = tmp_path_factory.mktemp("project")
+    for path in PROJECT_DIR.glob("*.py"):
+        shutil.copy(path, copy)
+    for folder in ("models", "notebooks", "configs"):
+        shutil.copytree(PROJECT_DIR / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    results = ["outputs", "plots", "summaries"]
+    archive = subprocess.run(["git", "archive", "HEAD", *results], cwd=PROJECT_DIR, capture_output=True, check=False)
+    if archive.returncode == 0:
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as committed:
+            committed.extractall(copy, filter="data")
+    else:  # no git, or downloaded without its history: the files are as they came
+        for folder in results:
+            shutil.copytree(PROJECT_DIR / folder, copy / folder)
+    (copy / "data").symlink_to(mnist, target_is_directory=True)
+    return copy

@@ -115,7 +115,8 @@ def test_the_command(tmp_path, tiny_mnist):
 
 
 def test_the_bar_shows_on_a_terminal(tmp_path, tiny_mnist):
-    script = f"stty cols 120 rows 40; {' '.join(MAIN)} --epochs 1 --data_dir {tiny_mnist} --output_dir {tmp_path / 'results'}"
+    folders = f"--data_dir {tiny_mnist} --output_dir {tmp_path / 'results'}"
+    script = f"stty cols 120 rows 40; {' '.join(MAIN)} --epochs 1 {folders}"
     done = subprocess.run(["script", "-qec", script, "/dev/null"], capture_output=True, text=True, check=True)
     assert "epoch 0:" in done.stdout
     for shown in ("img/s", "loss=", "acc=", "lr=0.0100"):

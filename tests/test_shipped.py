@@ -1,11 +1,15 @@
-"""The networks that are shipped: their weights against their metrics, on the real test images."""
+"""The networks that are shipped: their weights against their metrics, on the real test images.
+
+They are looked at as they are committed: a training that replaced one in the working tree is nothing to complain of.
+"""
 
 import math
+import re
 
 import numpy as np
 import pytest
 
-from file_utils import RunFiles
+from file_utils import PROJECT_DIR, RunFiles
 from imports import torch
 from model_strategy import get_strategy
 from visualization import load_metrics_json, load_model_params, metrics_figure, model_summary
@@ -13,12 +17,12 @@ from visualization import load_metrics_json, load_model_params, metrics_figure, 
 NAMES = ["1", "2", "3"]
 
 
-def accuracy_from_the_files(name, raw) -> float:
+def accuracy_from_the_files(name, raw, output_dir) -> float:
     """Evaluated on the IDX files with as little of the project's code as can be."""
     images = np.frombuffer((raw / "t10k-images-idx3-ubyte").read_bytes(), dtype=np.uint8, offset=16)
     labels = np.frombuffer((raw / "t10k-labels-idx1-ubyte").read_bytes(), dtype=np.uint8, offset=8)
     x = (torch.from_numpy(images.reshape(-1, 1, 28, 28).astype(np.float32)) / 255 - 0.1307) / 0.3081
-    model = load_model_params(get_strategy(name).build(), f"mnist_model_{name}")
+    model = load_model_params(get_strategy(name).build(), f"mnist_model_{name}", output_dir)
     with torch.inference_mode():
         digits = torch.cat([model(part).argmax(1) for part in x.split(1000)])
     assert len(digits) == 10_000
@@ -26,13 +30,13 @@ def accuracy_from_the_files(name, raw) -> float:
 
 
 @pytest.fixture(scope="module")
-def accuracies(mnist) -> dict[str, float]:
-    return {name: accuracy_from_the_files(name, mnist / "MNIST" / "raw") for name in NAMES}
+def accuracies(mnist, shipped_project) -> dict[str, float]:
+    return {name: accuracy_from_the_files(name, mnist / "MNIST" / "raw", shipped_project) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_are_as_good_as_their_metrics_say(name, accuracies):
-    metrics = load_metrics_json(f"mnist_model_{name}")
+def test_weights_are_as_good_as_their_metrics_say(name, accuracies, shipped_project):
+    metrics = load_metrics_json(f"mnist_model_{name}", shipped_project)
     # another processor rounds otherwise, which may turn one image in ten thousand
     assert accuracies[name] == pytest.approx(metrics["test_acc"][-1], abs=0.011)
     assert metrics["status"] == "finished"
@@ -45,8 +49,8 @@ def test_accuracy_bar(accuracies):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_trained_by_the_command_as_the_readme_says(name):
-    metrics = load_metrics_json(f"mnist_model_{name}")
+def test_trained_by_the_command_as_the_readme_says(name, shipped_project):
+    metrics = load_metrics_json(f"mnist_model_{name}", shipped_project)
     config = metrics["config"]
     assert (config["scheduler"], config["epochs"], config["seed"]) == ("onecycle", 15, 1)
     assert (config["max_lr"], config["batch_size"], config["val_split"]) == (0.75, 128, 0)
@@ -56,9 +60,22 @@ def test_trained_by_the_command_as_the_readme_says(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_summary_and_plot_belong_to_the_network(name):
-    files = RunFiles(f"mnist_model_{name}")
+def test_summary_and_plot_belong_to_the_network(name, shipped_project):
+    files = RunFiles(f"mnist_model_{name}", shipped_project)
     assert files.summary.read_text(encoding="utf-8") == model_summary(get_strategy(name).build())
     assert files.plot.read_bytes().startswith(b"\x89PNG")
-    title = metrics_figure(load_metrics_json(files.name)).get_suptitle()
-    assert f"{load_metrics_json(files.name)['test_acc'][-1]:.2f} %" in title
+    metrics = load_metrics_json(files.name, shipped_project)
+    assert f"{metrics['test_acc'][-1]:.2f} %" in metrics_figure(metrics).get_suptitle()
+
+
+def test_the_readme_shows_the_shipped_results(shipped_project):
+    readme = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        metrics = load_metrics_json(f"mnist_model_{name}", shipped_project)
+        final, best = metrics["test_acc"][-1], max(metrics["test_acc"])
+        row = rf"^\| {name} \| {metrics['parameters']:,} \| \*\*{final:.2f}\*\* \| {best:.2f} "
+        assert re.search(row, readme, re.MULTILINE)
+    accuracies = load_metrics_json("mnist_model_3", shipped_project)["test_acc"]
+    for epoch, accuracy in enumerate(accuracies):
+        mark = " ← BEST" if accuracy > max(accuracies[:epoch], default=0.0) else ""
+        assert f"EPOCH: {epoch:<2} - Test Accuracy: {accuracy:.2f}%{mark}\n" in readme
