@@ -162,20 +162,23 @@ def metrics_figure(metrics: Metrics) -> Figure:
             f"{accuracies[-1]:.2f}",
             (len(accuracies), accuracies[-1]),
             textcoords="offset points",
-            xytext=(0, -14),
+            xytext=(0, 6),
             ha="center",
         )
+    test_acc.margins(y=0.08)
     for panel in (test_loss, test_acc):
         if metrics.get("val_losses"):
             panel.legend(frameon=False)
     for panel in (train_loss, test_loss, train_acc, test_acc):
-        panel.set_xlabel("epoch")
+        panel.set_xlabel("epochs")
         panel.set_xlim(0, len(epochs) + 0.5)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
 
-    final = f"{accuracies[-1]:.2f} % on the test set after epoch {len(accuracies)}" if accuracies else "no epoch yet"
+    final = "before the first epoch"
+    if accuracies:
+        final = f"{accuracies[-1]:.2f} % on the test set after {len(accuracies)} epochs"
     figure.suptitle(
         f"{metrics['name']} (model {metrics['model']}, {metrics['config']['scheduler']}):"
         f" {metrics['parameters']:,} parameters, {final}",
