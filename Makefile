@@ -39,6 +39,6 @@ $(VENV)/.core: requirements.txt
 	$(BIN)/pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.core requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.core requirements-dev.txt requirements-tools.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	@touch $@

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from file_utils import UsageError
-from imports import DataLoader, F, Subset, datasets, torch, transforms
+from imports import BatchSampler, DataLoader, F, RandomSampler, Subset, datasets, torch, transforms
 from mnist_files import DataError, ensure_mnist
 
 MEAN, STD = 0.1307, 0.3081  # of all training pixels, as fractions of full white
@@ -80,6 +80,8 @@ class TensorBatches:
         labels: int64 [N].
         max_rotation: degrees; each image is rotated by its own uniform draw from +-max_rotation. 0: none.
         generator: draws the order and the rotations; None: the given order, no rotation.
+        share: (rank, count) of the process that gets its part of every batch. The draws are for whole batches,
+            the same in every process: together the parts are what one process would see.
     """
 
     def __init__(
@@ -89,11 +91,13 @@ class TensorBatches:
         batch_size: int,
         max_rotation: float = 0.0,
         generator: torch.Generator | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if max_rotation and generator is None:
             raise ValueError("a random rotation needs a generator")
         self.images, self.labels = images, labels
         self.batch_size, self.max_rotation, self.generator = batch_size, max_rotation, generator
+        self.rank, self.processes = share
 
     def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
@@ -105,11 +109,31 @@ class TensorBatches:
         else:
             order = torch.randperm(n, generator=self.generator, device=device)
         for chosen in order.split(self.batch_size):
-            images = self.images[chosen].unsqueeze(1).float()
+            mine = self._part(chosen)
+            images = self.images[mine].unsqueeze(1).float()
             if self.max_rotation:
                 draws = torch.rand(len(chosen), generator=self.generator, device=device)
-                images = rotate(images, (2 * draws - 1) * self.max_rotation)
-            yield normalize(images), self.labels[chosen]
+                images = rotate(images, (2 * self._part(draws) - 1) * self.max_rotation)
+            yield normalize(images), self.labels[mine]
+
+    def _part(self, whole: torch.Tensor) -> torch.Tensor:
+        return whole.tensor_split(self.processes)[self.rank]
+
+
+class PartOfEachBatch:
+    """A batch sampler for a DataLoader: shuffled batches, of each the part that this process gets."""
+
+    def __init__(self, size: int, batch_size: int, generator: torch.Generator, share: tuple[int, int] = (0, 1)) -> None:
+        order = RandomSampler(range(size), generator=generator)
+        self.whole, self.share = BatchSampler(order, batch_size, drop_last=False), share
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, processes = self.share
+        for batch in self.whole:
+            yield torch.tensor(batch).tensor_split(processes)[rank].tolist()
 
 
 def train_transforms() -> transforms.Compose:
@@ -180,13 +204,15 @@ def load_data(
     pipeline: str = "tensor",
     val_split: int = 0,
     log: Callable[[str], None] = print,
+    share: tuple[int, int] = (0, 1),
 ) -> Data:
-    """The training, validation and test batches of one run.
+    """The training, validation and test batches of one run, or a process's part of each of them.
 
     Args:
         batch_size: of the training batches; the last one of an epoch may be smaller.
         pipeline: ``tensor`` or ``torchvision``.
         val_split: training images held out; 0: none, and ``Data.val`` is None.
+        share: (rank, count) of the process, if there are several.
 
     Raises:
         DataError, UsageError: as ``load_images`` and ``split_indices``.
@@ -198,23 +224,31 @@ def load_data(
 
     if pipeline == "torchvision":
         generator = torch.Generator().manual_seed(seed)
+        plain = {"transform": test_transforms()}
         augmented = datasets.MNIST(str(data_dir), train=True, transform=train_transforms())
-        plain = datasets.MNIST(str(data_dir), train=True, transform=test_transforms())
-        test = datasets.MNIST(str(data_dir), train=False, transform=test_transforms())
+        held_out = Subset(datasets.MNIST(str(data_dir), train=True, **plain), val_idx.tolist())
+        test = datasets.MNIST(str(data_dir), train=False, **plain)
+        sampler = PartOfEachBatch(len(train_idx), batch_size, generator, share)
         return Data(
-            train=DataLoader(Subset(augmented, train_idx.tolist()), batch_size, shuffle=True, generator=generator),
-            val=DataLoader(Subset(plain, val_idx.tolist()), EVAL_BATCH_SIZE) if val_split else None,
-            test=DataLoader(test, EVAL_BATCH_SIZE),
+            train=DataLoader(Subset(augmented, train_idx.tolist()), batch_sampler=sampler, generator=generator),
+            val=DataLoader(_part_of(held_out, share), EVAL_BATCH_SIZE) if val_split else None,
+            test=DataLoader(_part_of(test, share), EVAL_BATCH_SIZE),
             train_size=len(train_idx),
             generator=generator,
         )
 
     generator = torch.Generator(device).manual_seed(seed)
     images, labels = images.to(device), labels.to(device)
+    test_images, test_labels = test_images.to(device), test_labels.to(device)
     return Data(
-        train=TensorBatches(images[train_idx], labels[train_idx], batch_size, MAX_ROTATION, generator),
-        val=TensorBatches(images[val_idx], labels[val_idx], EVAL_BATCH_SIZE) if val_split else None,
-        test=TensorBatches(test_images.to(device), test_labels.to(device), EVAL_BATCH_SIZE),
+        train=TensorBatches(images[train_idx], labels[train_idx], batch_size, MAX_ROTATION, generator, share),
+        val=TensorBatches(images[val_idx], labels[val_idx], EVAL_BATCH_SIZE, share=share) if val_split else None,
+        test=TensorBatches(test_images, test_labels, EVAL_BATCH_SIZE, share=share),
         train_size=len(train_idx),
         generator=generator,
     )
+
+
+def _part_of(dataset: datasets.MNIST | Subset[Batch], share: tuple[int, int]) -> Subset[Batch]:
+    rank, processes = share
+    return Subset(dataset, range(rank, len(dataset), processes))

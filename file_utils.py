@@ -9,6 +9,7 @@ with atomic_write(files.metrics) as f:
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         path: the final name; its folder exists.
         durable: wait until the disk has the bytes, so that they survive a power cut.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with open(partial, "wb") as file:
             yield file

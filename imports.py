@@ -17,26 +17,34 @@ if TYPE_CHECKING:  # what a type checker and an editor see; a test holds it agai
     from filelock import FileLock  # torch itself depends on it, so it is always there
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+    from torch import distributed as dist
     from torch import nn, optim
+    from torch.autograd.function import once_differentiable
+    from torch.nn.parallel import DistributedDataParallel
     from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
-    from torch.utils.data import DataLoader, Subset
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
     from torchsummary import summary
     from torchvision import datasets, transforms
     from tqdm import tqdm
 
 # name -> (module, attribute of it; None: the module itself)
 _SOURCES: dict[str, tuple[str, str | None]] = {
+    "BatchSampler": ("torch.utils.data", "BatchSampler"),
     "DataLoader": ("torch.utils.data", "DataLoader"),
     "Figure": ("matplotlib.figure", "Figure"),
     "FileLock": ("filelock", "FileLock"),
+    "DistributedDataParallel": ("torch.nn.parallel", "DistributedDataParallel"),
     "F": ("torch.nn.functional", None),
     "LRScheduler": ("torch.optim.lr_scheduler", "LRScheduler"),
     "MaxNLocator": ("matplotlib.ticker", "MaxNLocator"),
     "OneCycleLR": ("torch.optim.lr_scheduler", "OneCycleLR"),
+    "RandomSampler": ("torch.utils.data", "RandomSampler"),
     "StepLR": ("torch.optim.lr_scheduler", "StepLR"),
     "Subset": ("torch.utils.data", "Subset"),
+    "dist": ("torch.distributed", None),
     "datasets": ("torchvision", "datasets"),
     "nn": ("torch.nn", None),
+    "once_differentiable": ("torch.autograd.function", "once_differentiable"),
     "optim": ("torch.optim", None),
     "plt": ("matplotlib.pyplot", None),
     "summary": ("torchsummary", "summary"),
@@ -47,17 +55,22 @@ _SOURCES: dict[str, tuple[str, str | None]] = {
 }
 
 __all__ = [
+    "BatchSampler",
     "DataLoader",
+    "DistributedDataParallel",
     "F",
     "Figure",
     "FileLock",
     "LRScheduler",
     "MaxNLocator",
     "OneCycleLR",
+    "RandomSampler",
     "StepLR",
     "Subset",
     "datasets",
+    "dist",
     "nn",
+    "once_differentiable",
     "optim",
     "plt",
     "summary",

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from imports import LRScheduler, optim
 
 
-def _step(optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max_lr: float) -> LRScheduler:
+def _step(
+    optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max_lr: float, final_div_factor: float
+) -> LRScheduler:
     return imports.StepLR(optimizer, step_size=6, gamma=0.1)
 
 
-def _onecycle(optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max_lr: float) -> LRScheduler:
+def _onecycle(
+    optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max_lr: float, final_div_factor: float
+) -> LRScheduler:
     return imports.OneCycleLR(
         optimizer,
         max_lr=max_lr,
@@ -29,30 +33,35 @@ def _onecycle(optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max
         pct_start=0.3,
         anneal_strategy="cos",
         div_factor=7.5,  # starts at max_lr / 7.5 = 0.1 ...
-        final_div_factor=7.5,  # ... and ends at a 7.5th of that
+        final_div_factor=final_div_factor,  # ... and ends at this part of that
         cycle_momentum=False,
     )
 
 
-_Builder = Callable[["optim.Optimizer", int, int, float], "LRScheduler"]
+_Builder = Callable[["optim.Optimizer", int, int, float, float], "LRScheduler"]
 SCHEDULERS: dict[str, _Builder] = {"step": _step, "onecycle": _onecycle}
 
 
 def get_scheduler(
-    name: str, optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max_lr: float = 0.75
+    name: str,
+    optimizer: optim.Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    max_lr: float = 0.75,
+    final_div_factor: float = 7.5,
 ) -> LRScheduler:
     """Build the schedule ``name`` for ``optimizer``.
 
     ``step`` (StepLR) divides the optimizer's rate by ten every 6 epochs and is advanced once an epoch.
     ``onecycle`` (OneCycleLR; Smith and Topin 2018, arXiv:1708.07120) rises to ``max_lr`` over the first 30 %
-    of all batches, falls back on a cosine, and is advanced once a batch.
+    of all batches, falls back on a cosine to ``max_lr / 7.5 / final_div_factor``, and is advanced once a batch.
 
     Raises:
         ValueError: the name is unknown.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[name](optimizer, epochs, steps_per_epoch, max_lr)
+    return SCHEDULERS[name](optimizer, epochs, steps_per_epoch, max_lr, final_div_factor)
 
 
 def advances_every_batch(name: str) -> bool:

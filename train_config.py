@@ -25,7 +25,11 @@ T = TypeVar("T")
 
 
 def setting(default: T, help: str, **limits: Any) -> T:
-    """A field of TrainConfig; ``limits`` are ``minimum`` (allowed), ``above`` (not allowed), ``choices``."""
+    """A field of TrainConfig.
+
+    ``limits`` are ``minimum`` and ``maximum`` (allowed), ``above`` and ``below`` (not allowed), ``choices``;
+    ``flag=False`` keeps it off the command line: a config file sets it.
+    """
     value: T = field(default=default, metadata={"help": help, **limits})
     return value
 
@@ -40,20 +44,27 @@ class TrainConfig:
 
     # What is trained, and how
     model: str = setting("1", "which network", choices=known_models)
-    epochs: int = setting(10, "passes over the training images", minimum=1)
+    epochs: int = setting(10, "passes over the training images", minimum=1, maximum=1_000_000)
     scheduler: str = setting("step", "learning-rate schedule", choices=lambda: list(SCHEDULERS))
     max_lr: float = setting(0.75, "peak learning rate of onecycle", above=0.0)
     lr: float = setting(0.01, "starting learning rate of step", above=0.0)
-    batch_size: int = setting(128, "training images a step", minimum=1)
-    seed: int = setting(1, "seed of weights, shuffle, augmentation and dropout", minimum=0)
+    batch_size: int = setting(128, "training images a step", minimum=1, maximum=1_000_000)
+    seed: int = setting(1, "seed of weights, shuffle, augmentation and dropout", minimum=0, maximum=2**63 - 1)
     # 0: the specification trains on all 60,000. A choice between settings needs a split to be made on.
     val_split: int = setting(0, "training images held out for validation, balanced by class", minimum=0)
     # The same augmentation either way; tensor does it on whole batches and is several times faster.
     pipeline: str = setting("tensor", "how batches are made", choices=lambda: ["tensor", "torchvision"])
 
+    # Refinements, for config files; the defaults are the specification's
+    final_div_factor: float = setting(7.5, "onecycle ends at max_lr / 7.5 / this", minimum=1.0, flag=False)
+    nesterov: bool = setting(False, "Nesterov's momentum", flag=False)
+    dropout: float | None = setting(None, "in place of the network's own", minimum=0.0, below=1.0, flag=False)
+
     # Where it runs
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; auto is cuda where there is one")
-    threads: int | None = setting(None, "CPU threads; default: torch's choice", minimum=1)
+    amp: bool = setting(False, "bfloat16 autocast, where the device has bfloat16")
+    compile: bool = setting(False, "torch.compile the training step: slow to start, faster from then on")
+    threads: int | None = setting(None, "CPU threads; default: torch's choice", minimum=1, maximum=1024)
 
     # Where its files are
     name: str | None = setting(None, "name of the run and its files; default: mnist_model_MODEL")
@@ -124,6 +135,10 @@ def _check(spec: Field[Any], value: Any) -> None:
         raise UsageError(f"{name}: {value} is not allowed; it must be finite")
     if "minimum" in limits and value < limits["minimum"]:
         raise UsageError(f"{name}: {value} is not allowed; it must be at least {limits['minimum']}")
+    if "maximum" in limits and value > limits["maximum"]:
+        raise UsageError(f"{name}: {value} is not allowed; it must be at most {limits['maximum']}")
+    if "below" in limits and value >= limits["below"]:
+        raise UsageError(f"{name}: {value} is not allowed; it must be below {limits['below']:g}")
     if "above" in limits and value <= limits["above"]:
         raise UsageError(f"{name}: {value} is not allowed; it must be above {limits['above']:g}")
     if "choices" in limits and value not in limits["choices"]():

@@ -8,16 +8,21 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from itertools import repeat
+from typing import Any
 
-from data_utils import Batches, Data, load_data
+from data_utils import Batch, Data, load_data
+from distributed import ALONE, Processes
 from file_utils import PROJECT_DIR, RunFiles, UsageError, atomic_write
+from hardware import CompiledOrEager, has_bfloat16, keep_freed_memory, resolve_device
 from imports import F, LRScheduler, nn, optim, torch, torchvision, tqdm
 from lr_schedulers import advances_every_batch, get_scheduler
+from mnist_files import ensure_mnist
 from model_strategy import ModelContext, get_strategy
 from train_config import TrainConfig
 from visualization import (
@@ -53,21 +58,30 @@ class TrainResult:
 
 def train_one_epoch(
     model: nn.Module,
-    batches: Batches,
+    batches: Iterable[Batch],
     optimizer: optim.Optimizer,
     scheduler: LRScheduler | None,
     device: torch.device,
     report: StepReport,
+    amp: bool = False,
+    loss_weights: Iterable[float] = repeat(1.0),
 ) -> None:
-    """One pass over the training images. ``scheduler``: the one to advance after every batch, if any."""
+    """One pass over the training images.
+
+    Args:
+        scheduler: the one to advance after every batch, if any.
+        amp: compute in bfloat16 where that is safe.
+        loss_weights: of the batches, when this process has a part of each: see ``part_weights``.
+    """
     model.train()
-    for images, labels in batches:
+    for (images, labels), weight in zip(batches, loss_weights, strict=False):
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        log_probabilities = model(images)
-        loss = F.nll_loss(log_probabilities, labels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            log_probabilities = model(images)
+            loss = F.nll_loss(log_probabilities, labels)
         optimizer.zero_grad()
-        loss.backward()
+        (loss * weight).backward()
         optimizer.step()
         correct = (log_probabilities.argmax(1) == labels).sum()
         report(loss.detach(), correct, len(labels), optimizer.param_groups[0]["lr"])
@@ -75,9 +89,22 @@ def train_one_epoch(
             scheduler.step()
 
 
+def part_weights(images: int, batch_size: int, processes: Processes) -> Iterator[float]:
+    """What to multiply a process's mean loss by, batch by batch, so that the mean over the processes is the batch's.
+
+    1 but where the processes' parts differ in size, as those of an epoch's last batch may.
+    """
+    for start in range(0, images, batch_size):
+        whole = min(batch_size, images - start)
+        part = whole // processes.count + (processes.rank < whole % processes.count)
+        yield part * processes.count / whole
+
+
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Batches, device: torch.device) -> tuple[float, float]:
-    """The mean negative log-likelihood and the accuracy in percent over all images of ``batches``."""
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, processes: Processes = ALONE
+) -> tuple[float, float]:
+    """The mean negative log-likelihood and the accuracy in percent over all images of all processes' ``batches``."""
     model.eval()
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     count = 0
@@ -87,28 +114,18 @@ def evaluate(model: nn.Module, batches: Batches, device: torch.device) -> tuple[
         loss_sum += F.nll_loss(log_probabilities, labels, reduction="sum")
         correct += (log_probabilities.argmax(1) == labels).sum()
         count += len(labels)
-    return loss_sum.item() / count, 100.0 * correct.item() / count
+    totals = processes.sum(torch.stack([loss_sum, correct, torch.tensor(float(count), device=device)]))
+    loss_total, correct_total, all_images = totals.tolist()
+    return loss_total / all_images, 100.0 * correct_total / all_images
 
 
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU.
-
-    Raises:
-        UsageError: the device is not on this machine.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= found:
-            raise UsageError(f"device: {name!r} is not on this machine ({found} CUDA devices); use cpu or auto")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device: 'mps' is not on this machine; use cpu or auto")
-    return device
+def print_line(line: str) -> None:
+    """Print ``line`` above the progress bar, if there is one, at once."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
-def train_and_evaluate(config: TrainConfig, log: Callable[[str], None] = tqdm.write) -> TrainResult:
+def train_and_evaluate(config: TrainConfig, log: Callable[[str], None] = print_line) -> TrainResult:
     """Train the network that ``config`` names and write its files.
 
     What is saved is the network of the last epoch. ``log`` gets each line that a person should read.
@@ -119,35 +136,93 @@ def train_and_evaluate(config: TrainConfig, log: Callable[[str], None] = tqdm.wr
         TrainingError: the loss is no longer finite.
         OSError: a file cannot be written.
     """
-    device = resolve_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    files = config.files
-    files.make_folders()
-    data = load_data(config.data_folder, config.batch_size, device, config.seed, config.pipeline, config.val_split, log)
-    torch.manual_seed(config.seed)
-    model = ModelContext(get_strategy(config.model)).get_model(device)
-    model = model.to(memory_format=torch.channels_last)
-    optimizer = optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM)
-    scheduler = get_scheduler(config.scheduler, optimizer, config.epochs, len(data.train), config.max_lr)
-    metrics = new_metrics(config, model, device)
-
-    with open(files.log, "w", encoding="utf-8") as log_file:
-        run = _Run(config, files, data, device, model, optimizer, scheduler, metrics, log, log_file)
+    processes = Processes.from_environment()
+    if not processes.is_main:
+        log = _say_nothing
+    _check_division(config, processes)
+    device = resolve_device(config.device, processes)
+    if processes.count > 1:  # those of one machine wait for each other here, not for a message that is overdue
+        ensure_mnist(config.data_folder, _say_nothing)
+    with processes.connected(device):
+        run = prepare_run(config, device, processes, log)
         try:
             run.train()
+            run.save_results()
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
             run.save_metrics("interrupted" if stopped else "failed")
             raise
-        save_model_params(model, files.name, config.output_dir)
-        save_model_summary(model, files.name, config.output_dir)
-        run.save_metrics("finished")
-        plot_metrics(metrics, files.name, config.output_dir)
-    return TrainResult(model.eval(), metrics, files)
+    return TrainResult(run.model.eval(), run.metrics, run.files)
 
 
-def new_metrics(config: TrainConfig, model: nn.Module, device: torch.device) -> Metrics:
+def _say_nothing(line: str) -> None:
+    """The log of every process but the main one."""
+
+
+def prepare_run(
+    config: TrainConfig, device: torch.device, processes: Processes = ALONE, log: Callable[[str], None] = print_line
+) -> "Run":
+    """Everything up to the first batch. For the errors see ``train_and_evaluate``."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    amp = config.amp and has_bfloat16(device)
+    if config.amp and not amp:
+        log(f"Note: --amp has no effect: {device.type} here has no bfloat16 of its own.")
+    if processes.is_main:
+        config.files.make_folders()
+    share = (processes.rank, processes.count)
+    data = load_data(
+        config.data_folder, config.batch_size, device, config.seed, config.pipeline, config.val_split, log, share
+    )
+    last = data.train_size % config.batch_size
+    if 0 < last < processes.count:
+        raise UsageError(
+            f"batch_size: {config.batch_size} is not allowed with {processes.count} processes; the last batch of"
+            f" {data.train_size} images has {last}, and every process needs one"
+        )
+
+    torch.manual_seed(config.seed)
+    model = ModelContext(get_strategy(config.model)).get_model(device)
+    model = model.to(memory_format=torch.channels_last)
+    if config.dropout is not None:
+        for layer in model.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = config.dropout
+    if processes.count > 1:  # the same weights, but dropout of its own in every process
+        torch.manual_seed(config.seed + processes.rank)
+    step_model = CompiledOrEager(model, config.batch_size // processes.count, log) if config.compile else model
+    optimizer = optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM, nesterov=config.nesterov)
+    scheduler = get_scheduler(
+        config.scheduler, optimizer, config.epochs, len(data.train), config.max_lr, config.final_div_factor
+    )
+    return Run(
+        config=config,
+        data=data,
+        device=device,
+        processes=processes,
+        model=model,
+        step_model=processes.synchronized(step_model, device),
+        amp=amp,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        metrics=new_metrics(config, model, device, processes),
+        log=log,
+    )
+
+
+def _check_division(config: TrainConfig, processes: Processes) -> None:
+    if config.batch_size % processes.count:
+        raise UsageError(
+            f"batch_size: {config.batch_size} is not allowed with {processes.count} processes; it must divide among"
+            " them"
+        )
+
+
+def new_metrics(config: TrainConfig, model: nn.Module, device: torch.device, processes: Processes) -> Metrics:
     """The metrics of a run that has not begun."""
     return {
         "schema": METRICS_SCHEMA,
@@ -158,7 +233,7 @@ def new_metrics(config: TrainConfig, model: nn.Module, device: torch.device) -> 
         "pid": os.getpid(),
         "updated": "",
         "config": asdict(config),
-        "environment": environment(device),
+        "environment": {**environment(device), "processes": processes.count},
         "train_acc": [],
         "test_losses": [],
         "test_acc": [],
@@ -191,54 +266,71 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 @dataclass
-class _Run:
+class Run:
     """A run under way: everything that its epochs share."""
 
     config: TrainConfig
-    files: RunFiles
     data: Data
     device: torch.device
+    processes: Processes
     model: nn.Module
+    step_model: nn.Module  # the same network as a training step runs it: compiled, synchronized
+    amp: bool
     optimizer: optim.Optimizer
     scheduler: LRScheduler
     metrics: Metrics
     log: Callable[[str], None]
-    log_file: TextIO
+    started: float = field(default_factory=time.perf_counter)  # the first batch, from then on
+
+    @property
+    def files(self) -> RunFiles:
+        return self.config.files
 
     def train(self) -> None:
         """All epochs."""
         self.started = time.perf_counter()
-        every_batch = advances_every_batch(self.config.scheduler)
+        if self.processes.is_main:
+            self.files.log.write_text("", encoding="utf-8")
         self.save_metrics("running")
         for epoch in range(self.config.epochs):
             with StepRecorder(self, epoch) as recorder:
                 began = time.perf_counter()
-                train_one_epoch(
-                    self.model,
-                    self.data.train,
-                    self.optimizer,
-                    self.scheduler if every_batch else None,
-                    self.device,
-                    recorder.step,
-                )
-                recorder.fetch()
+                self.train_batches(self.data.train, recorder)
                 self.metrics["epoch_seconds"].append(round(time.perf_counter() - began, 3))
-            if not every_batch:
+            if not advances_every_batch(self.config.scheduler):
                 self.scheduler.step()
             self.metrics["train_acc"].append(round(recorder.accuracy, 4))
             self.evaluate_epoch()
+            self.metrics["total_seconds"] = round(time.perf_counter() - self.started, 3)
             self.report_epoch(epoch)
             self.save_checkpoint(epoch)
             self.save_metrics("running")
 
+    def train_batches(self, batches: Iterable[Batch], recorder: "StepRecorder") -> None:
+        """Train on ``batches`` with the run's schedule and precision."""
+        train_one_epoch(
+            self.step_model,
+            batches,
+            self.optimizer,
+            self.scheduler if advances_every_batch(self.config.scheduler) else None,
+            self.device,
+            recorder.step,
+            self.amp,
+            part_weights(self.data.train_size, self.config.batch_size, self.processes),
+        )
+        recorder.fetch()
+
     def evaluate_epoch(self) -> None:
+        """Evaluate on the test images, and on those held out, if any."""
+        self.processes.copy_buffers(self.model)
         for split, batches in (("test", self.data.test), ("val", self.data.val)):
             if batches is not None:
-                loss, accuracy = evaluate(self.model, batches, self.device)
+                loss, accuracy = evaluate(self.model, batches, self.device, self.processes)
                 self.metrics[f"{split}_losses"].append(round(loss, 6))
                 self.metrics[f"{split}_acc"].append(round(accuracy, 4))
 
     def report_epoch(self, epoch: int) -> None:
+        """Log the epoch's line, on the terminal and in the run's log file."""
         accuracies = self.metrics["test_acc"]
         line = f"EPOCH: {epoch:<2} - Test Accuracy: {accuracies[-1]:.2f}%"
         if self.metrics["val_acc"]:
@@ -246,16 +338,31 @@ class _Run:
         if accuracies[-1] > max(accuracies[:-1], default=-1.0):
             line += " ← BEST"
         self.log(line)
-        print(line, file=self.log_file, flush=True)
+        if self.processes.is_main:
+            with open(self.files.log, "a", encoding="utf-8") as log_file:
+                print(line, file=log_file)
 
     def save_metrics(self, status: str) -> None:
+        """Write the metrics as they are now."""
+        if not self.processes.is_main:
+            return
         self.metrics["status"] = status
         self.metrics["updated"] = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self.metrics["total_seconds"] = round(time.perf_counter() - self.started, 3)
         save_metrics_json(self.metrics, self.files.name, self.config.output_dir, durable=status != "running")
 
+    def save_results(self) -> None:
+        """Write the files of a run that is done."""
+        if not self.processes.is_main:
+            return
+        save_model_params(self.model, self.files.name, self.config.output_dir)
+        save_model_summary(self.model, self.files.name, self.config.output_dir)
+        self.save_metrics("finished")
+        plot_metrics(self.metrics, self.files.name, self.config.output_dir)
+
     def save_checkpoint(self, epoch: int) -> None:
-        """Everything that the epochs after ``epoch`` depend on."""
+        """Write what the epochs after ``epoch`` depend on; of several processes, the main one's generators."""
+        if not self.processes.is_main:
+            return
         generators = {"torch": torch.get_rng_state(), "data": self.data.generator.get_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -276,13 +383,14 @@ class _Run:
 class StepRecorder:
     """Records what each step reports: in the metrics, their file once a second, and the progress bar.
 
-    On a GPU the losses of many steps are fetched together: asking for one would wait for the device.
+    On a GPU, or with other processes, the results of many steps are fetched together: each fetch waits.
     """
 
-    def __init__(self, run: _Run, epoch: int) -> None:
+    def __init__(self, run: Run, epoch: int) -> None:
         self.run, self.epoch = run, epoch
-        self.fetch_every = 1 if run.device.type == "cpu" else 50
-        self.waiting: list[tuple[torch.Tensor, int, float]] = []
+        self.fetch_every = 1 if run.device.type == "cpu" and run.processes.count == 1 else 50
+        self.waiting: list[torch.Tensor] = []  # loss summed over the images, right answers, images; one a step
+        self.rates: list[float] = []
         self.correct, self.count = 0, 0
         self.written = time.monotonic()
         # disable=None: no bar where the output is not a terminal, so that a log is not flooded
@@ -291,7 +399,7 @@ class StepRecorder:
             desc=f"epoch {epoch}",
             unit="img",
             unit_scale=True,
-            disable=None,
+            disable=None if run.processes.is_main else True,
             leave=False,
             dynamic_ncols=True,
         )
@@ -308,7 +416,9 @@ class StepRecorder:
         return 100.0 * self.correct / max(self.count, 1)
 
     def step(self, loss: torch.Tensor, correct: torch.Tensor, size: int, rate: float) -> None:
-        self.waiting.append((torch.stack([loss, correct]), size, rate))
+        """Take what ``train_one_epoch`` reports of a step."""
+        self.waiting.append(torch.stack([loss * size, correct, torch.full_like(loss, size)]))
+        self.rates.append(rate)
         if len(self.waiting) >= self.fetch_every:
             self.fetch()
 
@@ -320,9 +430,10 @@ class StepRecorder:
         """
         if not self.waiting:
             return
-        results = torch.stack([result for result, _, _ in self.waiting]).tolist()
         metrics = self.run.metrics
-        for (loss, correct), (_, size, rate) in zip(results, self.waiting, strict=True):
+        results = self.run.processes.sum(torch.stack(self.waiting)).tolist()
+        for (loss_sum, correct, size), rate in zip(results, self.rates, strict=True):
+            loss = loss_sum / size
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss} in epoch {self.epoch}, batch {len(metrics['train_losses'])}, at learning"
@@ -331,10 +442,11 @@ class StepRecorder:
             metrics["train_losses"].append(round(loss, 6))
             metrics["learning_rates"].append(round(rate, 9))
             self.correct += int(correct)
-            self.count += size
-            self.bar.update(size)
-        self.waiting.clear()
+            self.count += int(size)
         self.bar.set_postfix(loss=f"{loss:.4f}", acc=f"{self.accuracy:.2f}%", lr=f"{rate:.4f}", refresh=False)
+        self.bar.update(self.count - self.bar.n)
+        self.waiting.clear()
+        self.rates.clear()
         if time.monotonic() - self.written >= METRICS_SECONDS:
             self.run.save_metrics("running")
             self.written = time.monotonic()

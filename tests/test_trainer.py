@@ -10,7 +10,7 @@ from file_utils import UsageError
 from imports import F, nn, optim, torch
 from model_strategy import get_strategy
 from train_config import TrainConfig
-from trainer import TrainingError, TrainResult, evaluate, resolve_device, train_and_evaluate, train_one_epoch
+from trainer import TrainingError, TrainResult, evaluate, train_and_evaluate, train_one_epoch
 from visualization import load_metrics_json, load_model_params
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def run(tmp_path, tiny_mnist):
     calls = iter(range(100))
 
     def train(**settings) -> TrainResult:
-        settings = {"epochs": 2, "scheduler": "onecycle", "batch_size": 64, **settings}
+        settings = {"epochs": 2, "scheduler": "onecycle", "batch_size": 64, "device": "cpu", **settings}
         output_dir = settings.pop("output_dir", tmp_path / f"run{next(calls)}")
         config = TrainConfig(data_dir=str(tiny_mnist), output_dir=str(output_dir), **settings)
         return train_and_evaluate(config, log=lambda line: None)
@@ -60,7 +60,7 @@ def test_metrics_of_a_run(run, pipeline):
     assert (metrics["schema"], metrics["name"], metrics["model"]) == (1, "mnist_model_1", "1")
     assert (metrics["status"], metrics["parameters"]) == ("finished", 7_720)
     assert metrics["config"]["val_split"] == 50
-    assert {"python", "torch", "torchvision", "device", "threads", "platform", "git_commit"} == set(
+    assert {"python", "torch", "torchvision", "device", "threads", "platform", "git_commit", "processes"} == set(
         metrics["environment"]
     )
     batches = math.ceil(250 / 64)
@@ -195,14 +195,6 @@ def test_train_one_epoch_is_sgd_with_momentum():
         weight, bias = weight - 0.1 * velocity, bias - 0.1 * bias_velocity
     torch.testing.assert_close(model[1].weight.detach(), weight)
     assert [(size, rate) for _, _, size, rate in reported] == [(6, 0.1)] * 3
-
-
-def test_devices():
-    assert resolve_device("cpu") == CPU
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    absent = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(UsageError, match=rf"device: '{absent}' is not on this machine"):
-        resolve_device(absent)
 
 
 def test_threads(run):

@@ -1,0 +1,1 @@
+"""Commands that stand on a trained network or on the training itself: ``python -m tools.NAME``."""
