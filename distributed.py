@@ -1,6 +1,8 @@
 """Training by several processes, as ``torchrun`` starts them: one machine or many, gloo on CPUs, NCCL on GPUs.
 
-torchrun --standalone --nproc-per-node=2 main.py --model 3 --scheduler onecycle
+    torchrun --standalone --nproc-per-node=2 main.py --model 3 --scheduler onecycle
+
+Everything here does nothing in a run of one process, so that the loop is written once.
 """
 
 from __future__ import annotations

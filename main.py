@@ -8,6 +8,7 @@ python main.py --model 3 --scheduler onecycle --epochs 20 --max_lr 0.5
 import argparse
 import signal
 import sys
+import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -36,7 +37,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     examples = (__doc__ or "").split("\n", 2)[2]
     parser = OneLineParser(
         description="Train one of three small networks on MNIST.",
-        epilog=f"examples:\n{examples}",
+        epilog="examples:\n" + textwrap.indent(examples, "  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

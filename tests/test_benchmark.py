@@ -70,20 +70,37 @@ def test_throughput(tiny_mnist, tmp_path):
     assert (tmp_path / "plots" / "benchmark_throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_throughput_of_processes(tiny_mnist, tmp_path):
+    flags = ["--models", 1, "--rounds", 1, "--batch_size", 60, "--processes", 2]
+    done = command("throughput", *flags, "--data_dir", tiny_mnist, "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "outputs" / "benchmark_processes.json").read_text())["models"].values()
+    (one,), (two,) = result["images_per_second"]["1"], result["images_per_second"]["2"]
+    assert result["ratio"] == pytest.approx(two / one, abs=1e-3)
+
+
+def test_a_run_that_fails_is_told_in_one_line(tiny_mnist, tmp_path):
+    flags = ["--scheduler", "onecycle", "--max_lr", 1e20, "--epochs", 1]
+    done = command("accuracy", "--seeds", 1, *flags, "--data_dir", tiny_mnist, "--output_dir", tmp_path)
+    assert done.returncode == 1
+    assert "the loss is" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_accuracy_is_resumable(tiny_mnist, tmp_path):
     flags = ["--epochs", 1, "--data_dir", tiny_mnist, "--output_dir", tmp_path, "--jobs", 2, "--label", "tiny"]
     first = command("accuracy", "--seeds", 2, *flags)
     assert first.returncode == 0, first.stderr
     assert "2 of 2 seeds to run" in first.stdout
-    again = command("accuracy", "--seeds", 3, *flags)
+    again = command("accuracy", "--seeds", 3, *flags, "--jobs", 1)  # how many at once makes no other series
     assert "1 of 3 seeds to run" in again.stdout
     assert again.stdout.count("seed ") == 1
     other = command("accuracy", "--seeds", 1, *flags, "--epochs", 2, "--label", "longer", "--val_split", 50)
     assert "1 of 1 seeds to run" in other.stdout
     tiny, longer = json.loads((tmp_path / "outputs" / "benchmark_accuracy.json").read_text())
     assert list(tiny["runs"]) == ["1", "2", "3"]
-    assert (tiny["label"], tiny["settings"]["epochs"]) == ("tiny", 1)
-    assert (longer["settings"]["epochs"], longer["settings"]["val_split"]) == (2, 50)
+    assert (tiny["label"], tiny["recipe"]) == ("tiny", {"model": "1", "epochs": 1})
+    assert longer["recipe"] == {"model": "1", "epochs": 2, "val_split": 50}
     mean, deviation, half = mean_and_interval([run["accuracy"] for run in tiny["runs"].values()])
     expected = f"tiny: {mean:.3f} % +- {half:.3f} (95 % interval), standard deviation {deviation:.3f}, n = 3"
     assert expected in again.stdout
@@ -102,6 +119,8 @@ def test_accuracy_of_the_reference(tiny_mnist, tmp_path):
     [
         (["throughput", "--rounds", "0"], "rounds: 0 is not allowed"),
         (["throughput", "--models", "7"], "invalid choice: '7'"),
+        (["throughput", "--processes", "1"], "processes: 1 is not allowed; it must be at least 2"),
+        (["accuracy", "--naive", "--val_split", "100"], "naive: the reference has no val_split"),
         (["accuracy", "--seeds", "0"], "seeds: 0 is not allowed"),
         (["accuracy", "--epochs", "0"], "epochs: 0 is not allowed"),
         (["accuracy", "--config", "absent"], "config: cannot read absent"),

@@ -70,6 +70,10 @@ def test_wrong_arguments(arguments, message, tmp_path, capsys):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "file"]
 
 
+def test_what_only_a_config_file_sets_is_no_flag(capsys):
+    assert "unrecognized arguments: --nesterov" in fails_with_one_line(["--nesterov"], capsys)
+
+
 def test_help_shows_the_specified_commands_and_answers_at_once(capsys):
     with pytest.raises(SystemExit) as caught:
         command.main(["--help"])

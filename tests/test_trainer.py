@@ -209,3 +209,14 @@ def test_threads(run):
 def test_too_large_a_split_is_the_users_mistake(run):
     with pytest.raises(UsageError, match="val_split: 300 is not allowed"):
         run(val_split=300)
+
+
+def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny_mnist):
+    refined = {"dropout": 0.3, "nesterov": True, "final_div_factor": 1000.0}
+    folders = {"data_dir": str(tiny_mnist), "output_dir": str(tmp_path)}
+    config = TrainConfig(scheduler="onecycle", epochs=2, device="cpu", **refined, **folders)
+    run = trainer.prepare_run(config, CPU, log=lambda line: None)
+    assert {layer.p for layer in run.model.modules() if isinstance(layer, nn.Dropout)} == {0.3}
+    (group,) = run.optimizer.param_groups
+    assert (group["nesterov"], group["momentum"]) == (True, 0.9)
+    assert group["min_lr"] == pytest.approx(0.75 / 7.5 / 1000)

@@ -15,13 +15,11 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,17 +28,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from data_utils import load_images
 from file_utils import PROJECT_DIR, UsageError, atomic_write
-from imports import Figure, torch
-from main import OneLineParser, add_training_flags
-from mnist_files import ensure_mnist
+from imports import Figure, FileLock, torch
+from main import INTERRUPTED, OneLineParser, add_training_flags
+from mnist_files import DataError, ensure_mnist
 from model_strategy import get_strategy
 from models.receptive_field import receptive_fields
 from train_config import TrainConfig
 from trainer import StepRecorder, environment, prepare_run
 from visualization import load_metrics_json
 
+BEST_BATCH = 512  # images a step at which the cores do the most
 MATRIX = 2048  # side of the float32 matrix product that stands for what the cores can do
+
+
+class BenchmarkError(RuntimeError):
+    """A run of the benchmark failed; one line says which and how."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def settings_to_compare(batch_size: int) -> list[Setting]:
         Setting("naive reference", batch_size, naive=True),
         Setting("default", batch_size),
         Setting("--amp --compile", batch_size, amp=True, compile=True),
-        Setting("--amp --compile --batch_size 512", 512, amp=True, compile=True),
+        Setting(f"--amp --compile --batch_size {BEST_BATCH}", BEST_BATCH, amp=True, compile=True),
     ]
 
 
@@ -96,19 +100,18 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
     for setting in settings:
         here, there = context.Pipe()
         context.Process(target=_worker, args=(there, setting, model, str(args.data_dir)), daemon=True).start()
-        here.recv()  # it has taken its first steps; one after the other, so that they do not disturb each other
+        there.close()  # so that the end of the process is the end of the pipe
+        _ask(here, setting)  # it has taken its first steps; one after the other, so as not to disturb each other
         workers.append((setting, here))
     bound_flops = 6 * multiply_adds(model)  # forward, and twice that backward; a multiply-add is two operations
     rates: dict[str, list[float]] = {setting.label: [] for setting in settings}
     bounds: list[float] = []
     for _ in range(args.rounds):
         for setting, worker in workers:
-            worker.send(args.images)
-            rates[setting.label].append(worker.recv())
+            rates[setting.label].append(_ask(worker, setting, args.images))
         bounds.append(matrix_flops() / bound_flops)
     rows = []
     for setting, worker in workers:
-        worker.send(0)
         mine, first = rates[setting.label], rates[settings[0].label]
         rows.append(
             {
@@ -117,10 +120,19 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
                 "median": round(statistics.median(mine), 1),
                 "ratio": round(statistics.median(a / b for a, b in zip(mine, first, strict=True)), 3),
                 "share_of_bound": round(statistics.median(a / b for a, b in zip(mine, bounds, strict=True)), 4),
-                "peak_mib": worker.recv(),
+                "peak_mib": _ask(worker, setting, 0),
             }
         )
     return rows
+
+
+def _ask(worker: Connection, setting: Setting, images: int | None = None) -> Any:
+    try:
+        if images is not None:
+            worker.send(images)
+        return worker.recv()
+    except (EOFError, BrokenPipeError):
+        raise BenchmarkError(f"the process of {setting.label!r} ended early") from None
 
 
 def _worker(connection: Connection, setting: Setting, model: str, data_dir: str) -> None:
@@ -137,7 +149,17 @@ def _worker(connection: Connection, setting: Setting, model: str, data_dir: str)
             while done < images:
                 done += next(steps)
             connection.send(done / (time.perf_counter() - began))
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    connection.send(_peak_mib())
+
+
+def _peak_mib() -> int | None:
+    """The most memory that this process ever had, in MiB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 def _naive_steps(setting: Setting, model: str, data_dir: str) -> Iterator[int]:
@@ -193,7 +215,7 @@ def print_throughput(model: str, rows: Sequence[dict[str, Any]]) -> None:
         rates = row["images_per_second"]
         print(
             f"{row['label']:<34} {row['batch_size']:>5} {row['median']:>9,.0f} {min(rates):>8,.0f}-{max(rates):<6,.0f}"
-            f" {row['ratio']:>6.2f} {row['share_of_bound']:>8.1%} {row['peak_mib']:>8}"
+            f" {row['ratio']:>6.2f} {row['share_of_bound']:>8.1%} {row['peak_mib'] or '-':>8}"
         )
 
 
@@ -218,8 +240,8 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     axes.set_ylabel("images/s")
     threads, version = results["environment"]["threads"], results["environment"]["torch"]
     axes.set_title(f"Training throughput on {threads} CPU threads, torch {version}: median, min to max")
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
-    axes.margins(y=0.25)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(labels), fontsize=9)
+    axes.margins(y=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -227,19 +249,23 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
 def throughput_of_processes(args: argparse.Namespace) -> int:
     """``--processes N``: whole epochs of the command, by one process of one thread and by N of them, in turns."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
-    launchers = {"1 process": [sys.executable], f"{args.processes} processes": torchrun}
+    launchers = {"1": [sys.executable], str(args.processes): torchrun}
+    models: dict[str, Any] = {}
     for model in args.models:
-        rates: dict[str, list[float]] = {label: [] for label in launchers}
+        rates: dict[str, list[float]] = {count: [] for count in launchers}
         for _ in range(args.rounds):
-            for label, launcher in launchers.items():
-                rates[label].append(_epoch_rate(launcher, model, args))
-        (first, one), (second, many) = rates.items()
+            for count, launcher in launchers.items():
+                rates[count].append(_epoch_rate(launcher, model, args))
+        one, many = rates.values()
         ratio = statistics.median(b / a for a, b in zip(one, many, strict=True))
+        models[model] = {"images_per_second": rates, "ratio": round(ratio, 3)}
         print(
             f"model {model}, batch {args.batch_size}, one thread a process, {args.rounds} interleaved rounds:"
-            f" {first} {statistics.median(one):,.0f}, {second} {statistics.median(many):,.0f} images/s,"
-            f" ratio {ratio:.2f}"
+            f" 1 process {statistics.median(one):,.0f}, {args.processes} processes {statistics.median(many):,.0f}"
+            f" images/s, ratio {ratio:.2f}"
         )
+    results = {"environment": environment(torch.device("cpu")), "batch_size": args.batch_size, "models": models}
+    write_json(args.results / "outputs" / "benchmark_processes.json", results)
     return 0
 
 
@@ -247,35 +273,59 @@ def _epoch_rate(launcher: Sequence[str], model: str, args: argparse.Namespace) -
     with tempfile.TemporaryDirectory() as output_dir:
         command = [*launcher, str(PROJECT_DIR / "main.py"), "--model", model, "--scheduler", "onecycle"]
         command += ["--epochs", "1", "--threads", "1", "--batch_size", str(args.batch_size), "--name", "run"]
-        command += ["--data_dir", str(args.data_dir), "--output_dir", output_dir]
-        subprocess.run(command, check=True, capture_output=True)
+        command += ["--data_dir", str(args.data_dir), "--output_dir", output_dir, "--device", "cpu"]
+        _run_quietly(command)
         metrics = load_metrics_json("run", output_dir)
-        return 60_000 / float(metrics["epoch_seconds"][0])
+        images = len(load_images(args.data_dir, train=True)[1])
+        return images / float(metrics["epoch_seconds"][0])
+
+
+def _run_quietly(command: Sequence[str]) -> str:
+    """What ``command`` prints.
+
+    Raises:
+        BenchmarkError: it failed.
+    """
+    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last_line = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise BenchmarkError(f"exit status {done.returncode} of {shlex.join(command)}: {last_line}")
+    return done.stdout
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # accuracy
 # ---------------------------------------------------------------------------------------------------------------------
 
-# What does not make a series another one: where its files are, and which of its runs this is.
-NOT_OF_A_SERIES = ("seed", "name", "data_dir", "output_dir", "threads")
+# What does not make a series another one: where its files are, how many cores it had, which of its runs this is.
+NOT_OF_A_SERIES = ("seed", "name", "data_dir", "output_dir", "threads", "device")
+KNOWN_TO_NAIVE = ("model", "epochs", "scheduler", "max_lr", "batch_size")
 
 
 def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
     """The subcommand: run the seeds that are missing, several at once, and report the series."""
     config = TrainConfig.from_sources(given, args.config)
+    defaults = asdict(TrainConfig(model=config.model))
+    recipe = {
+        key: value
+        for key, value in asdict(config).items()
+        if key not in NOT_OF_A_SERIES and (key == "model" or value != defaults[key])
+    }
+    if args.naive:
+        unknown = [key for key in recipe if key not in KNOWN_TO_NAIVE]
+        if unknown:
+            raise UsageError(f"naive: the reference has no {', '.join(unknown)}; it knows {', '.join(KNOWN_TO_NAIVE)}")
+        recipe["naive"] = True
     ensure_mnist(config.data_folder)
-    threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
-    series = {key: value for key, value in asdict(config).items() if key not in NOT_OF_A_SERIES}
-    series |= {"naive": args.naive, "threads": threads, "jobs": args.jobs}
-    store = SeriesStore(args.results / "outputs" / "benchmark_accuracy.json", series, args.label)
+    threads = config.threads or max(1, (os.cpu_count() or 1) // args.jobs)
+    store = SeriesStore(args.results / "outputs" / "benchmark_accuracy.json", recipe, args.label)
     seeds = [args.first_seed + number for number in range(args.seeds)]
     missing = [seed for seed in seeds if seed not in store.runs]
     print(f"{len(missing)} of {len(seeds)} seeds to run, {args.jobs} at a time, {threads} threads each", flush=True)
 
     def run(seed: int) -> None:
         result = _run_naive(config, seed, threads) if args.naive else _run_command(config, seed, threads)
-        store.add(seed, result)
+        store.add(seed, result | {"threads": threads, "jobs": args.jobs})
         print(f"seed {seed}: {result['accuracy']:.2f} % in {result['seconds']:.1f} s", flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -286,68 +336,80 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
 
 
 class SeriesStore:
-    """The series in ``path``, and the one among them whose settings are ``series``. Every finished run is written."""
+    """The series in ``path``, and the one among them of the recipe ``recipe``.
 
-    def __init__(self, path: Path, series: dict[str, Any], label: str | None) -> None:
-        self.path, self.lock = path, threading.Lock()
-        self.all_series: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
-        found = [entry for entry in self.all_series if entry["settings"] == series]
+    Every finished run is written at once, and read again before, so that several benchmarks may write in turns.
+    """
+
+    def __init__(self, path: Path, recipe: dict[str, Any], label: str | None) -> None:
+        self.path, self.recipe = path, recipe
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+        with self.lock:
+            self._read()
+            self.entry["label"] = label or self.entry.get("label") or _describe(recipe)
+            self.entry["environment"] = environment(torch.device("cpu"))
+            write_json(self.path, self.all_series)
+
+    def _read(self) -> None:
+        self.all_series: list[dict[str, Any]] = []
+        if self.path.exists():
+            self.all_series = json.loads(self.path.read_text(encoding="utf-8"))
+        found = [entry for entry in self.all_series if entry["recipe"] == self.recipe]
+        self.entry: dict[str, Any] = found[0] if found else {"label": None, "recipe": self.recipe, "runs": {}}
         if not found:
-            found = [{"label": label or _describe(series), "settings": series, "runs": {}}]
-            self.all_series += found
-        self.entry = found[0]
-        self.entry["label"] = label or self.entry["label"]
-        self.entry["environment"] = environment(torch.device("cpu")) | {"threads": series["threads"]}
+            self.all_series.append(self.entry)
 
     @property
     def label(self) -> str:
+        """What the series is called."""
         return str(self.entry["label"])
 
     @property
     def runs(self) -> dict[int, dict[str, float]]:
+        """Seed -> its finished run."""
         return {int(seed): run for seed, run in self.entry["runs"].items()}
 
     def add(self, seed: int, run: dict[str, float]) -> None:
-        with self.lock:  # several seeds may finish at once
+        """Record a finished run."""
+        with self.lock:
+            label, environment_now = self.entry["label"], self.entry["environment"]
+            self._read()
+            self.entry |= {"label": label, "environment": environment_now}
             self.entry["runs"][str(seed)] = run
             write_json(self.path, self.all_series)
 
 
-def _describe(series: dict[str, Any]) -> str:
-    defaults = asdict(TrainConfig())
-    changed = [f"{key} {value}" for key, value in series.items() if key in defaults and value != defaults[key]]
-    return ", ".join([f"model {series['model']}", *changed[:4]])
+def _describe(recipe: dict[str, Any]) -> str:
+    changed = [f"{key} {value}" for key, value in recipe.items() if key != "model"]
+    return ", ".join([f"model {recipe['model']}", *changed[:4]])
 
 
 def _run_command(config: TrainConfig, seed: int, threads: int) -> dict[str, float]:
     """Train once by the command itself, in a process of its own."""
     with tempfile.TemporaryDirectory() as output_dir:
         settings = asdict(config) | {"seed": seed, "threads": threads, "name": "run", "output_dir": output_dir}
+        settings["data_dir"] = str(config.data_folder.resolve())
         config_file = Path(output_dir) / "run.toml"
         config_file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items() if v is not None))
-        command = [sys.executable, str(PROJECT_DIR / "main.py"), "--config", str(config_file)]
         began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"seed {seed} failed: {shlex.join(command)}: {done.stderr.strip()}")
+        _run_quietly([sys.executable, str(PROJECT_DIR / "main.py"), "--config", str(config_file)])
         wall = time.perf_counter() - began
         metrics = load_metrics_json("run", output_dir)
     split = "val" if config.val_split else "test"
     return {
         "accuracy": metrics[f"{split}_acc"][-1],
-        "seconds": metrics["total_seconds"],
-        "wall_seconds": round(wall, 3),
+        "seconds": metrics["total_seconds"],  # from the first batch to the last evaluation
+        "wall_seconds": round(wall, 3),  # of the whole command
     }
 
 
 def _run_naive(config: TrainConfig, seed: int, threads: int) -> dict[str, float]:
     """Train once by the naive reference, in a process of its own."""
-    settings = {"model": config.model, "epochs": config.epochs, "scheduler": config.scheduler, "max_lr": config.max_lr}
-    settings |= {"batch_size": config.batch_size, "seed": seed, "threads": threads, "data_dir": config.data_folder}
+    settings = {key: getattr(config, key) for key in KNOWN_TO_NAIVE}
+    settings |= {"seed": seed, "threads": threads, "data_dir": config.data_folder.resolve()}
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "tools.naive", *flags]
-    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, float] = json.loads(_run_quietly([sys.executable, "-m", "tools.naive", *flags]))
     return result
 
 
@@ -441,13 +503,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(args, name, 1) < 1:
                 raise UsageError(f"{name}: {getattr(args, name)} is not allowed; it must be at least 1")
         if args.command == "throughput":
+            if args.processes < 0 or args.processes == 1:
+                raise UsageError(f"processes: {args.processes} is not allowed; it must be at least 2")
             return throughput(args)
         names = {spec.name for spec in fields(TrainConfig)}
         given = {key: value for key, value in vars(args).items() if key in names}
-        args.config, args.threads = getattr(args, "config", None), given.get("threads")
+        args.config = getattr(args, "config", None)
         return accuracy(args, given)
     except UsageError as error:
         parser.error(str(error))
+    except (BenchmarkError, DataError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; what is finished is kept", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
