@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import shutil
 import struct
 import subprocess
@@ -34,6 +35,11 @@ def make_tiny_mnist(raw: Path, train: int = 300, test: int = 100, seed: int = 0)
         write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels.to(torch.uint8))
 
 
+def write_sums(raw: Path) -> None:
+    """Make the files in ``raw`` a data set of one's own."""
+    (raw / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums_of(raw).items()))
+
+
 def sums_of(raw: Path) -> dict[str, str]:
     """The SHA-256 of the four files in ``raw``."""
     return {name: hashlib.sha256((raw / name).read_bytes()).hexdigest() for name in MNIST_SHA256}
@@ -44,8 +50,18 @@ def tiny_mnist(tmp_path: Path) -> Path:
     """A data folder with 300 training and 100 test images and the sums that make them a data set of one's own."""
     raw = tmp_path / "tiny" / "MNIST" / "raw"
     make_tiny_mnist(raw)
-    (raw / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums_of(raw).items()))
+    write_sums(raw)
     return tmp_path / "tiny"
+
+
+@pytest.fixture
+def own_network(tmp_path: Path) -> Path:
+    """The README's script that registers and trains a network of one's own: linear, so without any randomness."""
+    readme = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(# my_network\.py\n.*?)```", readme, flags=re.DOTALL)
+    path = tmp_path / "my_network.py"
+    path.write_text(script)
+    return path
 
 
 @pytest.fixture(scope="session")

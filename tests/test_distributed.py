@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import make_tiny_mnist, sums_of
+from conftest import make_tiny_mnist, write_sums
 
 from data_utils import load_data
 from distributed import Processes
@@ -20,21 +20,6 @@ from trainer import part_weights
 from visualization import load_metrics_json
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-# A network without BatchNorm and dropout: one process and many compute the same.
-LINEAR = """
-from imports import nn
-from main import main
-from model_strategy import ModelStrategy, register
-
-
-@register("linear")
-class LinearStrategy(ModelStrategy):
-    def build(self):
-        return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.LogSoftmax(dim=1))
-
-
-raise SystemExit(main())
-"""
 
 
 @pytest.fixture
@@ -42,7 +27,7 @@ def data(tmp_path):
     """305 images: the last of the batches of 50 has 5, which two processes share as 3 and 2."""
     raw = tmp_path / "data" / "MNIST" / "raw"
     make_tiny_mnist(raw, train=305)
-    (raw / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums_of(raw).items()))
+    write_sums(raw)
     return tmp_path / "data"
 
 
@@ -97,12 +82,11 @@ def test_part_weights_make_the_mean_of_means_the_mean():
     assert weights[0][0] == weights[1][0] == 1.0
 
 
-def test_two_processes_train_what_one_trains(data, tmp_path):
-    script = tmp_path / "linear.py"
-    script.write_text(LINEAR)
+def test_two_processes_train_what_one_trains(data, tmp_path, own_network):
+    """On a network without BatchNorm and dropout, where it makes no difference who computes what."""
     flags = ["--model", "linear", "--val_split", "20"]
     for name, launcher in (("one", [sys.executable]), ("two", two_processes())):
-        done = train(launcher, data, tmp_path / name, *flags, script=script)
+        done = train(launcher, data, tmp_path / name, *flags, script=own_network)
         assert done.returncode == 0, done.stderr
     one, two = (load_metrics_json("mnist_model_linear", tmp_path / name) for name in ("one", "two"))
     assert (one["environment"]["processes"], two["environment"]["processes"]) == (1, 2)
@@ -137,7 +121,7 @@ def test_one_process_speaks_and_writes_and_the_seed_decides(data, tmp_path):
     ("flags", "message"),
     [
         (["--batch_size", "51"], "batch_size: 51 is not allowed with 2 processes"),
-        (["--batch_size", "76"], r"the last batch of 305 images \(1\) must have one for each"),
+        (["--batch_size", "76"], "the last batch of 305 images has 1, and every process needs one"),
         (["--epochs", "0"], "epochs: 0 is not allowed"),
     ],
 )

@@ -42,27 +42,8 @@ def test_a_strategy_without_a_network_is_refused():
         ModelStrategy()  # type: ignore[abstract]
 
 
-OWN_NETWORK = """
-from imports import nn
-from main import main
-from model_strategy import ModelStrategy, register
-
-
-@register("linear")
-class LinearStrategy(ModelStrategy):
-    def build(self):
-        return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.LogSoftmax(dim=1))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
-"""
-
-
-def test_the_command_trains_a_network_of_ones_own(tmp_path, tiny_mnist):
-    script = tmp_path / "my_network.py"
-    script.write_text(OWN_NETWORK)
-    command = [sys.executable, script, "--model", "linear", "--epochs", "2"]
+def test_the_command_trains_a_network_of_ones_own(tmp_path, tiny_mnist, own_network):
+    command = [sys.executable, own_network, "--model", "linear", "--epochs", "2"]
     folders = ["--data_dir", tiny_mnist, "--output_dir", tmp_path / "results"]
     env = {"PYTHONPATH": str(PROJECT_DIR), "PATH": ""}
     done = subprocess.run([*command, *folders], env=env, capture_output=True, text=True, check=True)
