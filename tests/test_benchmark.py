@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -9,7 +10,7 @@ from file_utils import PROJECT_DIR
 from imports import nn
 from models.blocks import Dropout
 from tools import benchmark
-from tools.benchmark import mean_and_interval, multiply_adds
+from tools.benchmark import SeriesStore, mean_and_interval, multiply_adds
 from tools.naive import NaiveTraining, plain_network
 
 
@@ -85,6 +86,14 @@ def test_a_run_that_fails_is_told_in_one_line(tiny_mnist, tmp_path):
     assert done.returncode == 1
     assert "the loss is" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_seeds_that_finish_at_once_are_all_kept(tmp_path):
+    store = SeriesStore(tmp_path / "outputs" / "series.json", {"model": "1"}, None)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: store.add(seed, {"accuracy": 99.0}), range(40)))
+    (series,) = json.loads((tmp_path / "outputs" / "series.json").read_text())
+    assert sorted(map(int, series["runs"])) == list(range(40))
 
 
 def test_accuracy_is_resumable(tiny_mnist, tmp_path):

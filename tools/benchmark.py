@@ -20,9 +20,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -344,12 +346,18 @@ class SeriesStore:
     def __init__(self, path: Path, recipe: dict[str, Any], label: str | None) -> None:
         self.path, self.recipe = path, recipe
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
-        with self.lock:
+        self.thread_lock = threading.Lock()
+        with self._alone():
             self._read()
             self.entry["label"] = label or self.entry.get("label") or _describe(recipe)
             self.entry["environment"] = environment(torch.device("cpu"))
             write_json(self.path, self.all_series)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # the file's lock keeps other processes out, but not other threads of this one
+        with self.thread_lock, FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            yield
 
     def _read(self) -> None:
         self.all_series: list[dict[str, Any]] = []
@@ -372,7 +380,7 @@ class SeriesStore:
 
     def add(self, seed: int, run: dict[str, float]) -> None:
         """Record a finished run."""
-        with self.lock:
+        with self._alone():
             label, environment_now = self.entry["label"], self.entry["environment"]
             self._read()
             self.entry |= {"label": label, "environment": environment_now}
