@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,29 @@ def test_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, 
     with pytest.raises(error), atomic_write(path) as file:  # noqa: PT012
         file.write(b"ne")
         raise error
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from file_utils import atomic_write
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with atomic_write(Path(sys.argv[1])) as file:
+        file.write(bytes(10_000))
+except OSError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script, path]
+    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
+    assert "File too large" in done.stdout
+    assert str(path) in done.stdout
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
