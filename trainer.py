@@ -195,7 +195,7 @@ def prepare_run(
     if processes.count > 1:  # the same weights, but dropout of its own in every process
         torch.manual_seed(config.seed + processes.rank)
     step_model = CompiledOrEager(model, config.batch_size // processes.count, log) if config.compile else model
-    optimizer = optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM, nesterov=config.nesterov)
+    optimizer = optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM, nesterov=config.nesterov, fused=True)
     scheduler = get_scheduler(
         config.scheduler, optimizer, config.epochs, len(data.train), config.max_lr, config.final_div_factor
     )

@@ -19,16 +19,16 @@ from file_utils import PROJECT_DIR
 from imports import DataLoader, F, datasets, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import get_strategy
-from models.blocks import Dropout
+from models.blocks import ConvBlock
 
 
 def plain_network(name: str) -> nn.Module:
-    """The registered network ``name`` with ``nn.Dropout`` in place of the project's."""
+    """The registered network ``name`` whose layers run one after the other, as PyTorch's own."""
     model = get_strategy(name).build()
     for parent in list(model.modules()):
         for key, child in parent.named_children():
-            if isinstance(child, Dropout):
-                setattr(parent, key, nn.Dropout(child.p))
+            if isinstance(child, ConvBlock):
+                setattr(parent, key, nn.Sequential(*child))
     return model
 
 
