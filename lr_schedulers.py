@@ -17,28 +17,40 @@ if TYPE_CHECKING:
 
 
 def _step(
-    optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max_lr: float, final_div_factor: float
+    optimizer: optim.Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    max_lr: float,
+    pct_start: float,
+    div_factor: float,
+    final_div_factor: float,
 ) -> LRScheduler:
     return imports.StepLR(optimizer, step_size=6, gamma=0.1)
 
 
 def _onecycle(
-    optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int, max_lr: float, final_div_factor: float
+    optimizer: optim.Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    max_lr: float,
+    pct_start: float,
+    div_factor: float,
+    final_div_factor: float,
 ) -> LRScheduler:
     return imports.OneCycleLR(
         optimizer,
         max_lr=max_lr,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
-        pct_start=0.3,
+        pct_start=pct_start,
         anneal_strategy="cos",
-        div_factor=7.5,  # starts at max_lr / 7.5 = 0.1 ...
+        div_factor=div_factor,  # starts at max_lr / 7.5 = 0.1 ...
         final_div_factor=final_div_factor,  # ... and ends at this part of that
         cycle_momentum=False,
     )
 
 
-_Builder = Callable[["optim.Optimizer", int, int, float, float], "LRScheduler"]
+_Builder = Callable[["optim.Optimizer", int, int, float, float, float, float], "LRScheduler"]
 SCHEDULERS: dict[str, _Builder] = {"step": _step, "onecycle": _onecycle}
 
 
@@ -48,20 +60,23 @@ def get_scheduler(
     epochs: int,
     steps_per_epoch: int,
     max_lr: float = 0.75,
+    pct_start: float = 0.3,
+    div_factor: float = 7.5,
     final_div_factor: float = 7.5,
 ) -> LRScheduler:
     """Build the schedule ``name`` for ``optimizer``.
 
-    ``step`` (StepLR) divides the optimizer's rate by ten every 6 epochs and is advanced once an epoch.
-    ``onecycle`` (OneCycleLR; Smith and Topin 2018, arXiv:1708.07120) rises to ``max_lr`` over the first 30 %
-    of all batches, falls back on a cosine to ``max_lr / 7.5 / final_div_factor``, and is advanced once a batch.
+    ``step`` (StepLR) divides the optimizer's rate by ten every 6 epochs and is advanced once an epoch; the other
+    arguments do not concern it. ``onecycle`` (OneCycleLR; Smith and Topin 2018, arXiv:1708.07120) rises on a cosine
+    from ``max_lr / div_factor`` to ``max_lr`` over the part ``pct_start`` of all batches, falls to
+    ``max_lr / div_factor / final_div_factor``, and is advanced once a batch.
 
     Raises:
         ValueError: the name is unknown.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[name](optimizer, epochs, steps_per_epoch, max_lr, final_div_factor)
+    return SCHEDULERS[name](optimizer, epochs, steps_per_epoch, max_lr, pct_start, div_factor, final_div_factor)
 
 
 def advances_every_batch(name: str) -> bool:

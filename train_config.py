@@ -56,8 +56,12 @@ class TrainConfig:
     pipeline: str = setting("tensor", "how batches are made", choices=lambda: ["tensor", "torchvision"])
 
     # Refinements, for config files; the defaults are the specification's
-    final_div_factor: float = setting(7.5, "onecycle ends at max_lr / 7.5 / this", minimum=1.0, flag=False)
+    pct_start: float = setting(0.3, "part of onecycle that rises", above=0.0, below=1.0, flag=False)
+    div_factor: float = setting(7.5, "onecycle starts at max_lr / this", minimum=1.0, flag=False)
+    final_div_factor: float = setting(7.5, "onecycle ends at its start / this", minimum=1.0, flag=False)
     nesterov: bool = setting(False, "Nesterov's momentum", flag=False)
+    weight_decay: float = setting(0.0, "of convolutions and linear layers", minimum=0.0, flag=False)
+    label_smoothing: float = setting(0.0, "of the loss trained on", minimum=0.0, below=1.0, flag=False)
     dropout: float | None = setting(None, "in place of the network's own", minimum=0.0, below=1.0, flag=False)
 
     # Where it runs

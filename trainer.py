@@ -64,6 +64,7 @@ def train_one_epoch(
     device: torch.device,
     report: StepReport,
     amp: bool = False,
+    label_smoothing: float = 0.0,
     loss_weights: Iterable[float] = repeat(1.0),
 ) -> None:
     """One pass over the training images.
@@ -71,6 +72,7 @@ def train_one_epoch(
     Args:
         scheduler: the one to advance after every batch, if any.
         amp: compute in bfloat16 where that is safe.
+        label_smoothing: part of a label that is spread over all classes (Szegedy et al. 2015, arXiv:1512.00567).
         loss_weights: of the batches, when this process has a part of each: see ``part_weights``.
     """
     model.train()
@@ -80,6 +82,8 @@ def train_one_epoch(
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             log_probabilities = model(images)
             loss = F.nll_loss(log_probabilities, labels)
+            if label_smoothing:
+                loss = (1 - label_smoothing) * loss - label_smoothing * log_probabilities.mean()
         optimizer.zero_grad()
         (loss * weight).backward()
         optimizer.step()
@@ -195,9 +199,22 @@ def prepare_run(
     if processes.count > 1:  # the same weights, but dropout of its own in every process
         torch.manual_seed(config.seed + processes.rank)
     step_model = CompiledOrEager(model, config.batch_size // processes.count, log) if config.compile else model
-    optimizer = optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM, nesterov=config.nesterov, fused=True)
+    optimizer = optim.SGD(
+        decay_groups(model, config.weight_decay),
+        lr=config.lr,
+        momentum=MOMENTUM,
+        nesterov=config.nesterov,
+        fused=device.type in ("cpu", "cuda"),
+    )
     scheduler = get_scheduler(
-        config.scheduler, optimizer, config.epochs, len(data.train), config.max_lr, config.final_div_factor
+        config.scheduler,
+        optimizer,
+        config.epochs,
+        len(data.train),
+        config.max_lr,
+        config.pct_start,
+        config.div_factor,
+        config.final_div_factor,
     )
     return Run(
         config=config,
@@ -220,6 +237,16 @@ def _check_division(config: TrainConfig, processes: Processes) -> None:
             f"batch_size: {config.batch_size} is not allowed with {processes.count} processes; it must divide among"
             " them"
         )
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters in two groups: weights of convolutions and linear layers, which decay, and all others.
+
+    BatchNorm's parameters and biases are left alone: He et al. 2018, arXiv:1812.01187, section 3.1.
+    """
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def new_metrics(config: TrainConfig, model: nn.Module, device: torch.device, processes: Processes) -> Metrics:
@@ -316,6 +343,7 @@ class Run:
             self.device,
             recorder.step,
             self.amp,
+            self.config.label_smoothing,
             part_weights(self.data.train_size, self.config.batch_size, self.processes),
         )
         recorder.fetch()

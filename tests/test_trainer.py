@@ -212,11 +212,45 @@ def test_too_large_a_split_is_the_users_mistake(run):
 
 
 def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny_mnist):
-    refined = {"dropout": 0.3, "nesterov": True, "final_div_factor": 1000.0}
+    refined = {
+        "dropout": 0.3,
+        "nesterov": True,
+        "pct_start": 0.5,
+        "div_factor": 5.0,
+        "final_div_factor": 1000.0,
+        "weight_decay": 0.01,
+        "label_smoothing": 0.1,
+    }
     folders = {"data_dir": str(tiny_mnist), "output_dir": str(tmp_path)}
-    config = TrainConfig(scheduler="onecycle", epochs=2, device="cpu", **refined, **folders)
+    config = TrainConfig(scheduler="onecycle", epochs=2, batch_size=30, device="cpu", **refined, **folders)
     run = trainer.prepare_run(config, CPU, log=lambda line: None)
     assert {layer.p for layer in run.model.modules() if isinstance(layer, nn.Dropout)} == {0.3}
-    (group,) = run.optimizer.param_groups
-    assert (group["nesterov"], group["momentum"]) == (True, 0.9)
-    assert group["min_lr"] == pytest.approx(0.75 / 7.5 / 1000)
+    weights, others = run.optimizer.param_groups
+    assert (weights["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
+    assert sum(p.numel() for p in weights["params"]) == 7_720 - 2 * (8 + 3 * 16 + 2 * 10)  # all but BatchNorm's
+    assert all(p.dim() == 1 for p in others["params"])
+    for group in run.optimizer.param_groups:
+        assert (group["nesterov"], group["momentum"]) == (True, 0.9)
+        assert group["lr"] == pytest.approx(0.75 / 5)
+        assert group["min_lr"] == pytest.approx(0.75 / 5 / 1000)
+    run.train()
+    rates = run.metrics["learning_rates"]
+    assert rates.index(max(rates)) == 9  # half of 20 batches
+    # The loss of guessing spread labels cannot fall below their entropy; that of the last batches would.
+    entropy = -(0.91 * math.log(0.91) + 9 * 0.01 * math.log(0.01))
+    assert min(run.metrics["train_losses"]) > entropy
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_label_smoothing_is_torchs(smoothing):
+    torch.manual_seed(0)
+    images, labels = torch.randn(12, 1, 1, 5), torch.randint(0, 4, (12,))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(5, 4), nn.LogSoftmax(1))
+    expected = F.cross_entropy(model[:2](images), labels, label_smoothing=smoothing)
+    reported = []
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    batches = [(images, labels)]
+    trainer.train_one_epoch(
+        model, batches, optimizer, None, CPU, lambda *report: reported.append(report), label_smoothing=smoothing
+    )
+    torch.testing.assert_close(reported[0][0], expected.detach())
