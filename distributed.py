@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import imports
 
@@ -64,6 +64,14 @@ class Processes:
         if self.count > 1:
             imports.dist.all_reduce(tensor)
         return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's ``value``, in the order of their ranks; to be called by all, of use to the main one."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        imports.dist.all_gather_object(values, value)
+        return values
 
     def synchronized(self, model: nn.Module, device: torch.device) -> nn.Module:
         """``model`` with rank 0's weights everywhere and gradients averaged over the processes."""

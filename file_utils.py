@@ -23,15 +23,20 @@ class UsageError(ValueError):
     """A mistake of the user's that one line can explain; a command prints that line and exits with 2."""
 
 
+class DamagedFileError(RuntimeError):
+    """A file is not what its name says; one line says which and why."""
+
+
 @contextmanager
-def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, durable: bool = True, keep: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file beside ``path`` for writing and rename it into place when the block ends without an error.
 
     Whatever stood under ``path`` stays whole until the rename, and for good if the block fails.
 
     Args:
         path: the final name; its folder exists.
-        durable: wait until the disk has the bytes, so that they survive a power cut.
+        durable: wait until the disk has the bytes and the name, so that they survive a power cut.
+        keep: a name for what stood under ``path``; between two renames it is the only one of the two.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
@@ -40,12 +45,26 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(partial, path)
+        if durable:
+            _flush_folder(path.parent)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk does not say by itself which file it was
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Wait until the disk has the names in ``folder``, where the system lets one ask for that."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,14 @@ class RunFiles:
         return self.root / "outputs" / f"{self.name}_checkpoint.pth"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        return self.root / "outputs" / f"{self.name}_checkpoint_before.pth"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "outputs" / f".{self.name}.lock"
+
+    @property
     def log(self) -> Path:
         return self.root / "outputs" / f"{self.name}.log"
 
@@ -107,6 +134,12 @@ class RunFiles:
                     pass
             except OSError as error:
                 raise UsageError(f"output_dir: cannot write into {folder}: {error.strerror}") from None
+
+    def remove_partial(self) -> None:
+        """Remove what a killed process of this run left half written. Hold the run's lock."""
+        for path in (self.params, self.metrics, self.checkpoint, self.summary, self.plot):
+            for partial in path.parent.glob(f".{path.name}.*.partial"):
+                partial.unlink(missing_ok=True)
 
 
 def existing_runs(output_dir: str | os.PathLike[str] | None, ending: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What the machine offers a training: its device, its number formats, its memory, its compiler."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 
@@ -41,6 +42,17 @@ def has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(capabilities.get("avx512_bf16", False))
+
+
+def make_deterministic(wanted: bool) -> None:
+    """Choose between GPU algorithms that give the same result every time and the fastest; before any of them runs."""
+    torch.backends.cudnn.benchmark = not wanted
+    if wanted:
+        # cuBLAS asks for it: docs.nvidia.com/cuda/cublas, "Results reproducibility"
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # warn_only: max pooling's backward pass is listed as not deterministic because overlapping windows add to one
+    # place in any order. Those of these networks do not overlap.
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 
 def keep_freed_memory() -> bool:

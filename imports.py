@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; a test holds it agai
     import torch
     import torch.nn.functional as F
     import torchvision
-    from filelock import FileLock  # torch itself depends on it, so it is always there
+    from filelock import FileLock, Timeout  # torch itself depends on it, so it is always there
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
     from torch import distributed as dist
@@ -41,6 +41,7 @@ _SOURCES: dict[str, tuple[str, str | None]] = {
     "RandomSampler": ("torch.utils.data", "RandomSampler"),
     "StepLR": ("torch.optim.lr_scheduler", "StepLR"),
     "Subset": ("torch.utils.data", "Subset"),
+    "Timeout": ("filelock", "Timeout"),
     "dist": ("torch.distributed", None),
     "datasets": ("torchvision", "datasets"),
     "nn": ("torch.nn", None),
@@ -67,6 +68,7 @@ __all__ = [
     "RandomSampler",
     "StepLR",
     "Subset",
+    "Timeout",
     "datasets",
     "dist",
     "nn",

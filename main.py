@@ -6,30 +6,36 @@ python main.py --model 3 --scheduler onecycle --epochs 20 --max_lr 0.5
 """
 
 import argparse
+import contextlib
+import functools
+import shlex
 import signal
 import sys
 import textwrap
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from distributed import Processes
-from file_utils import UsageError
-from train_config import TrainConfig, field_type
+from file_utils import DamagedFileError, UsageError
+from train_config import TrainConfig, field_type, read_config_file
 
 if TYPE_CHECKING:
     from trainer import TrainResult
 
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class OneLineParser(argparse.ArgumentParser):
     """Tells a mistake in one line, without the usage block."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        # What was typed may hold anything, line breaks included.
+        line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+        self.exit(2, f"{self.prog}: error: {line}\n")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -43,6 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_training_flags(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the last epoch's end, bit for bit")
     return parser
 
 
@@ -65,51 +72,134 @@ def add_training_flags(parser: argparse.ArgumentParser, leave_out: Collection[st
     parser.add_argument("--config", metavar="NAME|FILE", help="settings from configs/NAME.toml or a TOML file")
 
 
+class StopSignals:
+    """Ctrl-C and SIGTERM: once a training has begun the first one asks it to stop, the second ends it at once."""
+
+    # torchrun passes on a Ctrl-C that the terminal has sent to every process already
+    ECHO_SECONDS = 1.0
+
+    def __init__(self, processes: Processes) -> None:
+        self.echo = self.ECHO_SECONDS if processes.count > 1 else 0.0
+        self.training = False
+        self.received: signal.Signals | None = None
+        self.when = 0.0
+
+    def install(self) -> None:
+        """Take the place of what Python does on these signals."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._take)
+
+    def requested(self) -> bool:
+        """Whether to stop. To be asked after every batch: from the first time on, signals wait for that."""
+        self.training = True
+        return self.received is not None
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        first = self.received is None
+        if not first and time.monotonic() - self.when < self.echo:
+            return
+        self.received, self.when = signal.Signals(signum), time.monotonic()
+        if not (first and self.training):
+            raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status: 0 done, 1 the run failed, 2 a mistake in the arguments."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without the arrow sign
     parser = get_args_parser()
     processes = Processes.from_environment()
+    signals = StopSignals(processes)
+    signals.install()
     try:
-        given = vars(parser.parse_args(argv))
-        config_file = given.pop("config", None)
-        config = TrainConfig.from_sources(given, config_file)
-        if processes.is_main:
-            config.files.make_folders()
-            for note in config.flags_without_effect(given):
-                print(f"Note: {note}.", flush=True)
+        return _run(parser, vars(parser.parse_args(argv)), processes, signals)
     except UsageError as error:
         parser.error(str(error))
-
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        from mnist_files import DataError
-        from trainer import TrainingError, train_and_evaluate
-
-        try:
-            result = train_and_evaluate(config)
-        except UsageError as error:
-            parser.error(str(error))
-        except TrainingError as error:  # every process knows of it
-            if processes.is_main:
-                print(f"{parser.prog}: {error}", file=sys.stderr)
-            return 1
-        except (DataError, OSError) as error:
-            print(f"{parser.prog}: {error}", file=sys.stderr)
-            return 1
-        except RuntimeError as error:
-            if processes.count == 1:
-                raise
-            print(f"{parser.prog}: process {processes.rank} lost the others: {error}", file=sys.stderr)
-            return 1
+    except DamagedFileError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if processes.is_main:
-            print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+            print(f"{parser.prog}: stopped", file=sys.stderr)
+        return 128 + (signals.received or signal.SIGINT)
+
+
+def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Processes, signals: StopSignals) -> int:
+    config_file, resume = given.pop("config", None), given.pop("resume", False)
+    config = TrainConfig.from_sources(given, config_file)
+    checkpoint = None
+    if processes.is_main:
+        config.files.make_folders()
+        for note in config.flags_without_effect(given):
+            print(f"Note: {note}.", flush=True)
+    if resume:
+        from checkpoint import load_checkpoint, resumed_config
+
+        settings = {**(read_config_file(config_file) if config_file else {}), **given}
+        checkpoint = load_checkpoint(config.files, _print_if(processes.is_main))
+        config = resumed_config(checkpoint, config.files, settings, processes.count)
+        if checkpoint["epochs_done"] >= config.epochs and _is_finished(config):
+            if processes.is_main:
+                print(f"{config.run_name} is finished: all {config.epochs} epochs are done.")
+            return 0
+        if processes.is_main:
+            print(f"Going on with {config.run_name}: {checkpoint['epochs_done']} of {config.epochs} epochs are done.")
+
+    from mnist_files import DataError
+    from trainer import StoppedError, TrainingError, train_and_evaluate
+
+    try:
+        result = train_and_evaluate(config, checkpoint=checkpoint, stop_requested=signals.requested)
+    except StoppedError:
+        if processes.is_main:
+            print(f"{parser.prog}: stopped; {_how_to_go_on(config, processes)}", file=sys.stderr)
+        return 128 + (signals.received or signal.SIGINT)
+    except TrainingError as error:  # every process knows of it
+        if processes.is_main:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except (DataError, OSError) as error:
+        print(f"{parser.prog}: {error}; {_how_to_go_on(config, processes)}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if processes.count == 1:
+            raise
+        print(f"{parser.prog}: process {processes.rank} lost the others: {error}", file=sys.stderr)
+        return 1
     if processes.is_main:
         print_result(result)
     return 0
+
+
+def _print_if(wanted: bool) -> Callable[[str], None]:
+    return functools.partial(print, flush=True) if wanted else lambda line: None
+
+
+def _is_finished(config: TrainConfig) -> bool:
+    """Whether the run's last files were written too."""
+    from visualization import load_metrics_json
+
+    try:
+        metrics = load_metrics_json(config.run_name, config.output_dir)
+    except (OSError, RuntimeError):
+        return False
+    return metrics["status"] == "finished" and config.files.params.exists()
+
+
+def _how_to_go_on(config: TrainConfig, processes: Processes) -> str:
+    """What a person does after a run ended early."""
+    from visualization import load_metrics_json
+
+    done = 0
+    with contextlib.suppress(OSError, RuntimeError):
+        done = len(load_metrics_json(config.run_name, config.output_dir)["test_acc"])
+    if done == 0:
+        return "no epoch was done, so there is nothing to go on from"
+    words = ["main.py", "--resume", "--name", config.run_name]
+    if config.output_dir is not None:
+        words += ["--output_dir", config.output_dir]
+    launcher = "python" if processes.count == 1 else "torchrun <as before>"
+    return f"to go on from epoch {done}: {launcher} {shlex.join(words)}"
 
 
 def print_result(result: "TrainResult") -> None:
@@ -126,10 +216,6 @@ def print_result(result: "TrainResult") -> None:
         path = getattr(result.files, what).resolve()
         shown = path.relative_to(here) if path.is_relative_to(here) else path
         print(f"  {what:<10} {shown}")
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(TERMINATED)
 
 
 if __name__ == "__main__":

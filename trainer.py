@@ -4,6 +4,7 @@ result = train_and_evaluate(TrainConfig(model="3", scheduler="onecycle", epochs=
 result.model, result.metrics["test_acc"][-1]
 """
 
+import contextlib
 import math
 import os
 import platform
@@ -16,11 +17,12 @@ from datetime import UTC, datetime
 from itertools import repeat
 from typing import Any
 
+from checkpoint import Checkpoint, save_checkpoint
 from data_utils import Batch, Data, load_data
 from distributed import ALONE, Processes
-from file_utils import PROJECT_DIR, RunFiles, UsageError, atomic_write
-from hardware import CompiledOrEager, has_bfloat16, keep_freed_memory, resolve_device
-from imports import F, LRScheduler, nn, optim, torch, torchvision, tqdm
+from file_utils import PROJECT_DIR, RunFiles, UsageError
+from hardware import CompiledOrEager, has_bfloat16, keep_freed_memory, make_deterministic, resolve_device
+from imports import F, FileLock, LRScheduler, Timeout, nn, optim, torch, torchvision, tqdm
 from lr_schedulers import advances_every_batch, get_scheduler
 from mnist_files import ensure_mnist
 from model_strategy import ModelContext, get_strategy
@@ -37,7 +39,6 @@ from visualization import (
 
 MOMENTUM = 0.9
 METRICS_SECONDS = 1.0  # how often the metrics file is written while training
-CHECKPOINT_SCHEMA = 1
 
 # Takes the loss and the number of right answers of a batch (both still on the device), its size and its rate.
 StepReport = Callable[[torch.Tensor, torch.Tensor, int, float], None]
@@ -45,6 +46,15 @@ StepReport = Callable[[torch.Tensor, torch.Tensor, int, float], None]
 
 class TrainingError(RuntimeError):
     """The run cannot go on; one line says why and what to try."""
+
+
+class StoppedError(RuntimeError):
+    """The run ended early because it was asked to."""
+
+
+def never() -> bool:
+    """The answer to whether a run should stop, where nobody can ask for it."""
+    return False
 
 
 @dataclass
@@ -129,15 +139,27 @@ def print_line(line: str) -> None:
     sys.stdout.flush()
 
 
-def train_and_evaluate(config: TrainConfig, log: Callable[[str], None] = print_line) -> TrainResult:
+def train_and_evaluate(
+    config: TrainConfig,
+    log: Callable[[str], None] = print_line,
+    checkpoint: Checkpoint | None = None,
+    stop_requested: Callable[[], bool] = never,
+) -> TrainResult:
     """Train the network that ``config`` names and write its files.
 
-    What is saved is the network of the last epoch. ``log`` gets each line that a person should read.
+    What is saved is the network of the last epoch.
+
+    Args:
+        log: gets each line that a person should read.
+        checkpoint: where to go on from; ``config`` is then ``resumed_config`` of it.
+        stop_requested: asked after every batch whether to end the run.
 
     Raises:
-        UsageError: the device is not here, a folder cannot be written, or too many images are held out.
+        UsageError: the device is not here, a folder cannot be written, too many images are held out, or another
+            process trains under this name.
         DataError: MNIST is not there and cannot be fetched.
-        TrainingError: the loss is no longer finite.
+        TrainingError: the loss or a weight is no longer finite.
+        StoppedError: it was asked to stop.
         OSError: a file cannot be written.
     """
     processes = Processes.from_environment()
@@ -147,16 +169,51 @@ def train_and_evaluate(config: TrainConfig, log: Callable[[str], None] = print_l
     device = resolve_device(config.device, processes)
     if processes.count > 1:  # those of one machine wait for each other here, not for a message that is overdue
         ensure_mnist(config.data_folder, _say_nothing)
-    with processes.connected(device):
-        run = prepare_run(config, device, processes, log)
+    with locked(config.files, processes), processes.connected(device):
+        run = prepare_run(config, device, processes, log, checkpoint, stop_requested)
         try:
             run.train()
             run.save_results()
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            run.save_metrics("interrupted" if stopped else "failed")
+            # When one process stops, the others lose it in the middle of a step.
+            stopped = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit) or stop_requested()
+            with contextlib.suppress(OSError):  # a full disk or a lost folder: the error under way tells of it
+                run.save_metrics("interrupted" if stopped else "failed")
+            if stopped and isinstance(error, RuntimeError):
+                raise StoppedError(f"stopped in epoch {len(run.metrics['test_acc'])}") from None
             raise
     return TrainResult(run.model.eval(), run.metrics, run.files)
+
+
+@contextlib.contextmanager
+def locked(files: RunFiles, processes: Processes = ALONE) -> Iterator[None]:
+    """Keep other processes from training under this name into this folder. Ends with the process, however that ends.
+
+    Raises:
+        UsageError: another process does; the message says which.
+    """
+    if not processes.is_main:
+        yield
+        return
+    files.make_folders()
+    lock = FileLock(files.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = "another process"
+        with contextlib.suppress(OSError):
+            owner = f"process {files.lock.read_text(encoding='utf-8')}"
+        raise UsageError(
+            f"name: {owner} is training {files.name} into {files.metrics.parent}; wait for it or choose another --name"
+        ) from None
+    try:
+        files.lock.write_text(str(os.getpid()), encoding="utf-8")
+        files.remove_partial()
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows does not remove an open file
+            files.lock.unlink()
+        lock.release()
 
 
 def _say_nothing(line: str) -> None:
@@ -164,20 +221,23 @@ def _say_nothing(line: str) -> None:
 
 
 def prepare_run(
-    config: TrainConfig, device: torch.device, processes: Processes = ALONE, log: Callable[[str], None] = print_line
+    config: TrainConfig,
+    device: torch.device,
+    processes: Processes = ALONE,
+    log: Callable[[str], None] = print_line,
+    checkpoint: Checkpoint | None = None,
+    stop_requested: Callable[[], bool] = never,
 ) -> "Run":
-    """Everything up to the first batch. For the errors see ``train_and_evaluate``."""
+    """Everything up to the first batch. For the arguments and the errors see ``train_and_evaluate``."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         keep_freed_memory()
     else:
-        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+        make_deterministic(config.deterministic)
     amp = config.amp and has_bfloat16(device)
     if config.amp and not amp:
         log(f"Note: --amp has no effect: {device.type} here has no bfloat16 of its own.")
-    if processes.is_main:
-        config.files.make_folders()
     share = (processes.rank, processes.count)
     data = load_data(
         config.data_folder, config.batch_size, device, config.seed, config.pipeline, config.val_split, log, share
@@ -216,7 +276,7 @@ def prepare_run(
         config.div_factor,
         config.final_div_factor,
     )
-    return Run(
+    run = Run(
         config=config,
         data=data,
         device=device,
@@ -228,7 +288,11 @@ def prepare_run(
         scheduler=scheduler,
         metrics=new_metrics(config, model, device, processes),
         log=log,
+        stop_requested=stop_requested,
     )
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    return run
 
 
 def _check_division(config: TrainConfig, processes: Processes) -> None:
@@ -307,30 +371,55 @@ class Run:
     scheduler: LRScheduler
     metrics: Metrics
     log: Callable[[str], None]
+    stop_requested: Callable[[], bool] = never
     started: float = field(default_factory=time.perf_counter)  # the first batch, from then on
 
     @property
     def files(self) -> RunFiles:
         return self.config.files
 
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Be where the run was when ``checkpoint`` was written."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.data.generator.set_state(checkpoint["data"])
+        mine = checkpoint["processes"][self.processes.rank]
+        torch.set_rng_state(mine["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(mine["cuda"], self.device)
+        before, now = checkpoint["metrics"], self.metrics
+        decisive = ("torch", "device", "threads", "platform")
+        other = [key for key in decisive if before["environment"][key] != now["environment"][key]]
+        if other:
+            changes = ", ".join(f"{k} {before['environment'][k]} -> {now['environment'][k]}" for k in other)
+            self.log(f"Note: not as when the checkpoint was written, so the last bits may differ: {changes}.")
+        self.metrics = {**before, **{key: now[key] for key in ("config", "environment", "pid")}}
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.metrics["test_acc"])
+
     def train(self) -> None:
-        """All epochs."""
-        self.started = time.perf_counter()
+        """All epochs, or those that are still to come."""
+        self.started = time.perf_counter() - self.metrics["total_seconds"]
         if self.processes.is_main:
-            self.files.log.write_text("", encoding="utf-8")
+            lines = [epoch_line(self.metrics, epoch) for epoch in range(self.epochs_done)]
+            self.files.log.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self.save_metrics("running")
-        for epoch in range(self.config.epochs):
+        for epoch in range(self.epochs_done, self.config.epochs):
             with StepRecorder(self, epoch) as recorder:
                 began = time.perf_counter()
                 self.train_batches(self.data.train, recorder)
-                self.metrics["epoch_seconds"].append(round(time.perf_counter() - began, 3))
+                seconds = round(time.perf_counter() - began, 3)
             if not advances_every_batch(self.config.scheduler):
                 self.scheduler.step()
+            self.metrics["epoch_seconds"].append(seconds)
             self.metrics["train_acc"].append(round(recorder.accuracy, 4))
             self.evaluate_epoch()
             self.metrics["total_seconds"] = round(time.perf_counter() - self.started, 3)
             self.report_epoch(epoch)
-            self.save_checkpoint(epoch)
+            self.save_checkpoint()
             self.save_metrics("running")
 
     def train_batches(self, batches: Iterable[Batch], recorder: "StepRecorder") -> None:
@@ -354,17 +443,17 @@ class Run:
         for split, batches in (("test", self.data.test), ("val", self.data.val)):
             if batches is not None:
                 loss, accuracy = evaluate(self.model, batches, self.device, self.processes)
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the {split} loss is {loss} after epoch {self.epochs_done}: the last steps left weights that"
+                        f" are not finite; {self.advice}"
+                    )
                 self.metrics[f"{split}_losses"].append(round(loss, 6))
                 self.metrics[f"{split}_acc"].append(round(accuracy, 4))
 
     def report_epoch(self, epoch: int) -> None:
         """Log the epoch's line, on the terminal and in the run's log file."""
-        accuracies = self.metrics["test_acc"]
-        line = f"EPOCH: {epoch:<2} - Test Accuracy: {accuracies[-1]:.2f}%"
-        if self.metrics["val_acc"]:
-            line += f" - Validation Accuracy: {self.metrics['val_acc'][-1]:.2f}%"
-        if accuracies[-1] > max(accuracies[:-1], default=-1.0):
-            line += " ← BEST"
+        line = epoch_line(self.metrics, epoch)
         self.log(line)
         if self.processes.is_main:
             with open(self.files.log, "a", encoding="utf-8") as log_file:
@@ -387,25 +476,42 @@ class Run:
         self.save_metrics("finished")
         plot_metrics(self.metrics, self.files.name, self.config.output_dir)
 
-    def save_checkpoint(self, epoch: int) -> None:
-        """Write what the epochs after ``epoch`` depend on; of several processes, the main one's generators."""
-        if not self.processes.is_main:
-            return
-        generators = {"torch": torch.get_rng_state(), "data": self.data.generator.get_state()}
+    def save_checkpoint(self) -> None:
+        """Write what the epochs to come depend on."""
+        generators = {"torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        of_all = self.processes.gather(generators)
+        if not self.processes.is_main:
+            return
         state = {
-            "schema": CHECKPOINT_SCHEMA,
-            "epoch": epoch,
+            "epochs_done": self.epochs_done,
             "config": asdict(self.config),
+            "metrics": self.metrics,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "metrics": self.metrics,
-            "generators": generators,
+            "data": self.data.generator.get_state(),
+            "processes": of_all,
         }
-        with atomic_write(self.files.checkpoint) as file:
-            torch.save(state, file)
+        save_checkpoint(self.files, state)
+
+    @property
+    def advice(self) -> str:
+        """What to try when a number is no longer finite."""
+        rate = "--max_lr" if self.config.scheduler == "onecycle" else "--lr"
+        return f"try a lower {rate}"
+
+
+def epoch_line(metrics: Metrics, epoch: int) -> str:
+    """What is printed of an epoch; of the test accuracies, the best so far is marked."""
+    accuracies = metrics["test_acc"][: epoch + 1]
+    line = f"EPOCH: {epoch:<2} - Test Accuracy: {accuracies[-1]:.2f}%"
+    if metrics["val_acc"]:
+        line += f" - Validation Accuracy: {metrics['val_acc'][epoch]:.2f}%"
+    if accuracies[-1] > max(accuracies[:-1], default=-1.0):
+        line += " ← BEST"
+    return line
 
 
 class StepRecorder:
@@ -449,6 +555,8 @@ class StepRecorder:
         self.rates.append(rate)
         if len(self.waiting) >= self.fetch_every:
             self.fetch()
+        if self.run.stop_requested():
+            raise StoppedError
 
     def fetch(self) -> None:
         """Take the waiting results from the device.
@@ -465,7 +573,7 @@ class StepRecorder:
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss} in epoch {self.epoch}, batch {len(metrics['train_losses'])}, at learning"
-                    f" rate {rate:.4g}; try a lower --max_lr or --lr"
+                    f" rate {rate:.4g}; {self.run.advice}"
                 )
             metrics["train_losses"].append(round(loss, 6))
             metrics["learning_rates"].append(round(rate, 9))

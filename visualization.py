@@ -10,15 +10,25 @@ import contextlib
 import copy
 import io
 import json
+import math
 import os
+import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from file_utils import RunFiles, atomic_write, existing_runs
+from file_utils import DamagedFileError, RunFiles, atomic_write, existing_runs
 from imports import Figure, MaxNLocator, nn, summary, torch
 from model_strategy import get_strategy, known_models
 
 METRICS_SCHEMA = 1
+_METRICS_TYPES = {
+    **dict.fromkeys(("name", "model", "status", "updated"), str),
+    **dict.fromkeys(("config", "environment"), dict),
+    **dict.fromkeys(("parameters", "pid"), int),
+    **dict.fromkeys(("train_losses", "learning_rates", "train_acc", "epoch_seconds"), list),
+    **dict.fromkeys(("test_losses", "test_acc", "val_losses", "val_acc"), list),
+    "total_seconds": float,
+}
 
 OutputDir = str | os.PathLike[str] | None
 Metrics = dict[str, Any]
@@ -45,16 +55,14 @@ def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> 
 
     Raises:
         FileNotFoundError: there is no such run; the message lists those that exist.
-        RuntimeError: the file is damaged, or holds the weights of another network (the message says which).
+        DamagedFileError: the file is damaged, or a pickle with code in it.
+        RuntimeError: it holds the weights of another network; the message says of which.
     """
     path = RunFiles(name, output_dir).params
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except FileNotFoundError:
         raise _no_such_run(path, output_dir, "_params.pth") from None
-    except Exception as error:  # what the unpickler raises on damaged bytes may be anything, KeyError included
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RuntimeError(f"{path} is damaged or holds more than weights: {reason}") from None
     if _shapes(state) != _shapes(model.state_dict()):
         fitting = [
             other for other in known_models() if _shapes(state) == _shapes(get_strategy(other).build().state_dict())
@@ -64,6 +72,26 @@ def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> 
     model.load_state_dict(state)
     model.eval()
     return model
+
+
+def load_tensors(path: Path) -> Any:
+    """What ``torch.save`` wrote to ``path``, if it is whole and nothing but tensors and plain values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: a byte of it changed or is missing, or it is a pickle that would run code; nothing is run.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            changed = archive.testzip()
+        if changed is not None:
+            raise DamagedFileError(f"{path} is damaged: the checksum of {changed} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, DamagedFileError):
+        raise
+    except Exception as error:  # what damaged bytes raise may be anything, KeyError included
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedFileError(f"{path} is damaged or holds more than tensors: {reason}") from None
 
 
 def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
@@ -90,18 +118,29 @@ def load_metrics_json(name: str, output_dir: OutputDir = None) -> Metrics:
 
     Raises:
         FileNotFoundError: there is no such run; the message lists those that exist.
-        RuntimeError: the file is damaged or of another schema.
+        DamagedFileError: the file is damaged, or its fields are not those of the schema.
     """
     path = RunFiles(name, output_dir).metrics
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise _no_such_run(path, output_dir, "_metrics.json") from None
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise RuntimeError(f"{path} is damaged: {error}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        raise DamagedFileError(f"{path} is damaged: {error}") from None
     if not isinstance(metrics, dict) or metrics.get("schema") != METRICS_SCHEMA:
-        raise RuntimeError(f"{path} does not hold metrics of schema {METRICS_SCHEMA}")
+        raise DamagedFileError(f"{path} does not hold metrics of schema {METRICS_SCHEMA}")
+    wrong = [key for key, kind in _METRICS_TYPES.items() if not _is_a(metrics.get(key), kind)]
+    if wrong:
+        raise DamagedFileError(f"{path} is not as the schema says: {', '.join(wrong)} missing or of another type")
     return metrics
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is list:  # of numbers, all of them here
+        return isinstance(value, list) and all(_is_a(item, float) for item in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind)
 
 
 def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (1, 28, 28)) -> str:

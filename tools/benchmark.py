@@ -184,6 +184,7 @@ def _steps(setting: Setting, model: str, data_dir: str, output_dir: str) -> Iter
         data_dir=data_dir,
         output_dir=output_dir,
     )
+    config.files.make_folders()
     run = prepare_run(config, torch.device("cpu"))
     while True:
         with StepRecorder(run, 0) as recorder:

@@ -1,0 +1,125 @@
+"""Whatever is typed after ``python main.py``: one line or a run, never a traceback, never a touched file."""
+
+import io
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import main as command
+import trainer
+from file_utils import PROJECT_DIR, UsageError
+from train_config import TrainConfig
+from trainer import TrainingError, train_and_evaluate
+
+VALUES = st.one_of(
+    st.sampled_from(["1", "2", "3", "4", "0", "-1", "1e9", "nan", "inf", "1.5", "0.1", "", " ", "true", "None"]),
+    st.sampled_from(["step", "onecycle", "tensor", "torchvision", "cpu", "auto", "cuda:9", "mps", "gpu", "reference"]),
+    st.sampled_from(["../x", "a/b", "run", "run_2", ".", "-", "--", "/dev/null", "/proc/x", "x" * 300, "\udc80", "é"]),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(alphabet=st.characters(exclude_characters="\0"), max_size=8),
+)
+NAMES = ["model", "epochs", "scheduler", "max_lr", "lr", "batch_size", "seed", "val_split", "pipeline", "device"]
+NAMES += ["threads", "name", "data_dir", "config", "frobnicate", "epoch", "nesterov", "help"]
+SWITCHES = ["--amp", "--no-amp", "--compile", "--no-compile", "--deterministic", "--resume", "--help", "-h", "extra"]
+ARGUMENTS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(NAMES).map("--{}".format), VALUES),
+        st.tuples(st.sampled_from(NAMES), VALUES).map(lambda pair: ("--{}={}".format(*pair),)),
+        st.sampled_from(SWITCHES).map(lambda switch: (switch,)),
+        st.sampled_from(NAMES).map(lambda name: (f"--{name}",)),
+    ),
+    max_size=5,
+).map(lambda parts: [word for part in parts for word in part])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A folder with a run that was stopped after its first epoch."""
+    from conftest import make_tiny_mnist, write_sums
+
+    folder = tmp_path_factory.mktemp("property")
+    raw = folder / "data" / "MNIST" / "raw"
+    make_tiny_mnist(raw)
+    write_sums(raw)
+    for name in ("mnist_model_1", "run"):
+        config = TrainConfig(
+            name=name, epochs=2, device="cpu", data_dir=str(folder / "data"), output_dir=str(folder / "results")
+        )
+        train_and_evaluate(config, lambda line: None)
+    return folder / "results"
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def holds(status: int, out: str, error: str, root: Path, before: dict[Path, bytes]) -> None:
+    """What must be true of every ending."""
+    assert status in (0, 1, 2)
+    assert "Traceback" not in out + error
+    assert error.count("\n") == (status != 0), error
+    assert contents(root) == before
+
+
+def ended(arguments: list[str]) -> tuple[int, str, str]:
+    out, error = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with redirect_stdout(out), redirect_stderr(error):
+        try:
+            status = command.main(arguments)
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+    out.seek(0), error.seek(0)
+    return status, out.read(), error.read()
+
+
+@pytest.mark.parametrize("outcome", ["finishes", "fails", "is a mistake"])
+def test_any_arguments_in_process(results, outcome):
+    """200 lists: 80 of a training that ends well, the others of one that does not."""
+
+    def stub(config, **kwargs):
+        assert isinstance(config, TrainConfig)
+        if outcome == "fails":
+            raise TrainingError("the loss is nan")
+        if outcome == "is a mistake":
+            raise UsageError("device: 'cuda:9' is not on this machine")
+        metrics = {"test_acc": [99.0], "parameters": 1, "total_seconds": 1.0, "environment": {"device": "cpu"}}
+        return SimpleNamespace(metrics={**metrics, "name": config.run_name}, files=config.files)
+
+    before = contents(results)
+
+    @settings(max_examples=80 if outcome == "finishes" else 60, deadline=None, derandomize=True, database=None,
+              suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+    @given(ARGUMENTS)
+    def every(arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "train_and_evaluate", stub)
+            holds(*ended([*arguments, "--output_dir", str(results)]), results, before)
+
+    every()
+
+
+def test_any_arguments_as_real_processes(results, tmp_path):
+    """10 lists, none of which a training can come of: its data does not exist and cannot be fetched."""
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    before = contents(copy)
+
+    @settings(max_examples=10, deadline=None, derandomize=True, database=None)
+    @given(ARGUMENTS)
+    def every(arguments):
+        words = [word.encode("utf-8", "surrogateescape") for word in arguments]
+        words += [b"--output_dir", bytes(copy), b"--data_dir", b"/proc/no/such/folder"]
+        done = subprocess.run(
+            [sys.executable, PROJECT_DIR / "main.py", *words], capture_output=True, check=False, timeout=60
+        )
+        holds(done.returncode, done.stdout.decode(), done.stderr.decode(), copy, before)
+
+    every()
