@@ -63,7 +63,7 @@ def relu_norm_dropout(x: torch.Tensor, norm: nn.BatchNorm2d, p: float) -> torch.
     x = x.contiguous(memory_format=torch.channels_last)
     if not torch.compiler.is_compiling():
         statistics = norm.running_mean, norm.running_var
-        out: torch.Tensor = _Fused.apply(x.float(), norm.weight, norm.bias, *statistics, norm.momentum, norm.eps, p)
+        out: torch.Tensor = _Fused.apply(x, norm.weight, norm.bias, *statistics, norm.momentum, norm.eps, p)
         return out
     channels, width = x.shape[1], x.shape[3]
     tile = torch.eye(channels).repeat(1, width)
@@ -107,6 +107,17 @@ def _input_gradient(
     return torch.stack([slope * scale, b, c])
 
 
+def _scale_and_shift(rows: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+    """``rows * scale + shift`` for rows of any type and float32 scale and shift, in the type of the rows."""
+    if rows.dtype == torch.float32 and shift is not None:
+        return torch.addcmul(shift, rows, scale)
+    # What BatchNorm does in evaluation, given statistics that change nothing: the one operation that takes the types
+    # as they are. Others would convert all rows first.
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    out: torch.Tensor = torch.native_batch_norm(rows[:, :, None, None], scale, shift, zero, one, False, 0.0, 0.0)[0]
+    return out.view(rows.shape)
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -142,10 +153,7 @@ class _Fused(torch.autograd.Function):
         grad = _in_memory_order(grads[0].contiguous(memory_format=torch.channels_last))
         if positions is not None:
             grad = grad.index_fill(0, positions, 0.0)
-        x_grad = torch.empty_like(x)
-        grad_rows, x_rows, out = (
-            t.view(-1, pixels * channels) for t in (grad, _in_memory_order(x), _in_memory_order(x_grad))
-        )
+        grad_rows, x_rows = grad.view(-1, pixels * channels), _in_memory_order(x).view(-1, pixels * channels)
         side_by_side = torch.stack([mean, inverse_std]).repeat(1, pixels)
         _, *sums = torch.ops.aten.native_batch_norm_backward(
             grad_rows[:, :, None, None], x_rows[:, :, None, None], None, None, None,
@@ -154,8 +162,14 @@ class _Fused(torch.autograd.Function):
         weight_grad, bias_grad = torch.stack(sums).view(2, pixels, channels).sum(1) * ctx.scale
         line = _input_gradient(weight, mean, inverse_std, weight_grad, bias_grad, ctx.scale, n)
         a, b, c = line.repeat(1, pixels)
-        torch.addcmul(c, grad_rows, a, out=out).addcmul_(x_rows, b)
+        out = _scale_and_shift(grad_rows, a, c)
+        if x.dtype == torch.float32:
+            out.addcmul_(x_rows, b)
+        else:
+            out.add_(_scale_and_shift(x_rows, b, None))
         torch.ops.aten.threshold_backward.grad_input(out, x_rows, 0, grad_input=out)  # the ReLU's
+        images, _, height, width = x.shape
+        x_grad = out.view(images, height, width, channels).permute(0, 3, 1, 2)
         return x_grad, weight_grad, bias_grad, None, None, None, None, None
 
 

@@ -90,6 +90,26 @@ def test_the_three_as_one_are_the_three_one_by_one(shape, layout, p):
 
 
 @pytest.mark.usefixtures("implementation")
+def test_in_bfloat16_it_is_about_the_same():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8)
+    values, grad = torch.randn(32, 8, 12, 12).bfloat16(), torch.randn(32, 8, 12, 12).bfloat16()
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = values.to(dtype).requires_grad_()
+        norm.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            out = relu_norm_dropout(x * 1.0, norm, 0.0)
+        assert out.dtype is dtype
+        out.backward(grad.to(dtype))
+        assert x.grad.dtype is dtype
+        results.append([t.float() for t in (out, x.grad, norm.weight.grad.clone(), norm.bias.grad.clone())])
+    for exact, rounded in zip(*results, strict=True):
+        error = (rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert error < 2**-7  # bfloat16 has 8 bits
+
+
+@pytest.mark.usefixtures("implementation")
 def test_in_bfloat16_the_statistics_are_those_of_float32():
     torch.manual_seed(0)
     shape = (16, 8, 24, 24)

@@ -102,6 +102,16 @@ def test_stopped_at_any_batch_and_resumed(settings, tmp_path, scheduler, refinem
     assert len(metrics["epoch_seconds"]) == 4
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here")
+def test_a_compiled_run_is_resumed(settings, tmp_path):
+    config = TrainConfig(**settings, compile=True)
+    train_and_evaluate(TrainConfig(**{**settings, "output_dir": str(tmp_path / "whole")}, compile=True), say_nothing)
+    with pytest.raises(StoppedError):
+        train_and_evaluate(config, say_nothing, stop_requested=StopAfter(8))
+    train_and_evaluate(config, say_nothing, load_checkpoint(config.files, say_nothing))
+    assert digest(config.files.root) == digest(tmp_path / "whole")
+
+
 def start(launcher: list[str], arguments: list[str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [*launcher, *arguments],
