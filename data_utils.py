@@ -8,6 +8,7 @@ Two pipelines make the same batches. ``torchvision`` is the specification's: PIL
 by one. ``tensor`` keeps the whole set as one uint8 tensor on the device and works on whole batches.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -51,6 +52,13 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return images.div_(255).sub_(MEAN).div_(STD)
 
 
+@functools.cache
+def _pixel_centres(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """[2, H * W]: x and y of every pixel's centre, from -1 to 1 between the image's edges, as grid_sample counts."""
+    y, x = (torch.arange(size, device=device) * (2 / size) + (1 / size - 1) for size in (height, width))
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)])
+
+
 def rotate(images: torch.Tensor, degrees: torch.Tensor, fill: float = FILL) -> torch.Tensor:
     """Rotate each image about its centre, counter-clockwise, taking the nearest pixel.
 
@@ -63,10 +71,11 @@ def rotate(images: torch.Tensor, degrees: torch.Tensor, fill: float = FILL) -> t
         fill: the value of pixels whose source lies outside.
     """
     radians = degrees * (math.pi / 180)
-    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+    cos, sin = radians.cos(), radians.sin()
     # where an output pixel takes its value from: the inverse rotation, y downwards
-    matrix = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    matrix = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2)
+    height, width = images.shape[-2:]
+    grid = (matrix @ _pixel_centres(height, width, images.device)).view(-1, 2, height, width).permute(0, 2, 3, 1)
     # grid_sample can only fill with zeros
     sampled = F.grid_sample(images - fill, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return sampled.add_(fill)

@@ -340,9 +340,15 @@ def new_metrics(config: TrainConfig, model: nn.Module, device: torch.device, pro
 def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers of a run depend on besides its configuration."""
     # --exclude: no tag in place of the commit's hash
-    git = ["git", "-C", str(PROJECT_DIR), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = ["git", "-C", str(PROJECT_DIR)]
+    describe = [*git, "describe", "--always", "--abbrev=40", "--exclude=*"]
+    changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.toml"]  # not what runs write
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        commit, changes = (
+            subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for command in (describe, changed)
+        )
+        commit += "-dirty" if changes else ""
     except (OSError, subprocess.SubprocessError):
         commit = None  # no git, or no repository
     return {
@@ -517,12 +523,12 @@ def epoch_line(metrics: Metrics, epoch: int) -> str:
 class StepRecorder:
     """Records what each step reports: in the metrics, their file once a second, and the progress bar.
 
-    On a GPU, or with other processes, the results of many steps are fetched together: each fetch waits.
+    The results of several steps are fetched together, of many on a GPU or with other processes: there each fetch waits.
     """
 
     def __init__(self, run: Run, epoch: int) -> None:
         self.run, self.epoch = run, epoch
-        self.fetch_every = 1 if run.device.type == "cpu" and run.processes.count == 1 else 50
+        self.fetch_every = 5 if run.device.type == "cpu" and run.processes.count == 1 else 50
         self.waiting: list[torch.Tensor] = []  # loss summed over the images, right answers, images; one a step
         self.rates: list[float] = []
         self.correct, self.count = 0, 0

@@ -37,9 +37,8 @@ def dropped_positions(n: int, p: float) -> torch.Tensor:
     draws = math.ceil(n * p + 8.0 * math.sqrt(n * p) + 20.0)
     # floor(log U / log(1 - p)) + 1 is Geometric(p) on 1, 2, 3, ... for uniform U (Devroye 1986, ch. X.2); rand() is
     # in [0, 1) and U must not be 0
-    uniform = torch.rand(draws).neg_().add_(1)
-    gaps = uniform.log_().mul_(1 / math.log1p(-p)).long()
-    positions = gaps.add_(1).cumsum(0).sub_(1)
+    gaps = torch.rand(draws).neg_().log1p_().mul_(1 / math.log1p(-p)).add_(1).long()
+    positions = gaps.cumsum(0).sub_(1)
     return torch.where(positions < n, positions, positions[0])
 
 
@@ -91,7 +90,7 @@ def _input_gradient(
     bias_grad: torch.Tensor,
     scale: float,
     n: int,
-) -> torch.Tensor:
+) -> list[torch.Tensor]:
     """BatchNorm's gradient as a line, dx = a * grad + b * x + c a channel (Ioffe and Szegedy 2015, section 3).
 
     Args:
@@ -99,12 +98,18 @@ def _input_gradient(
         n: activations a channel.
 
     Returns:
-        [3, C]: a, b and c.
+        a, b and c, each [C].
     """
     slope = weight * inverse_std
     b = slope * inverse_std * weight_grad / -n
     c = slope * bias_grad / -n - b * mean
-    return torch.stack([slope * scale, b, c])
+    return [slope * scale, b, c]
+
+
+def _side_by_side(values: list[torch.Tensor], pixels: int) -> torch.Tensor:
+    """Values of the channels [C], each repeated for a row of pixels: [len(values), pixels * C]."""
+    channels = len(values[0])
+    return torch.stack(values).unsqueeze(1).expand(-1, pixels, channels).reshape(len(values), -1)
 
 
 def _scale_and_shift(rows: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
@@ -139,7 +144,7 @@ class _Fused(torch.autograd.Function):
         positions = None
         if p > 0:
             positions = dropped_positions(x.numel(), p)
-            _in_memory_order(out).index_fill_(0, positions, 0.0)
+            _in_memory_order(out).index_put_((positions,), torch.zeros((), dtype=out.dtype))
         ctx.scale, ctx.eps = scale, eps
         ctx.save_for_backward(x, weight, mean, inverse_std, positions)
         return out
@@ -151,18 +156,20 @@ class _Fused(torch.autograd.Function):
         channels, n = len(weight), x.numel() // len(weight)
         pixels = math.gcd(n, 16)  # side by side in a row: rows fill the vector registers and whole cache lines
         grad = _in_memory_order(grads[0].contiguous(memory_format=torch.channels_last))
-        if positions is not None:
-            grad = grad.index_fill(0, positions, 0.0)
+        if positions is not None:  # zeroed in place and put back below: a copy of all others would cost more
+            dropped = grad[positions]
+            grad.index_put_((positions,), torch.zeros((), dtype=grad.dtype))
         grad_rows, x_rows = grad.view(-1, pixels * channels), _in_memory_order(x).view(-1, pixels * channels)
-        side_by_side = torch.stack([mean, inverse_std]).repeat(1, pixels)
         _, *sums = torch.ops.aten.native_batch_norm_backward(
             grad_rows[:, :, None, None], x_rows[:, :, None, None], None, None, None,
-            *side_by_side, True, ctx.eps, [False, True, True],
+            *_side_by_side([mean, inverse_std], pixels), True, ctx.eps, [False, True, True],
         )  # fmt: skip
         weight_grad, bias_grad = torch.stack(sums).view(2, pixels, channels).sum(1) * ctx.scale
         line = _input_gradient(weight, mean, inverse_std, weight_grad, bias_grad, ctx.scale, n)
-        a, b, c = line.repeat(1, pixels)
+        a, b, c = _side_by_side(line, pixels)
         out = _scale_and_shift(grad_rows, a, c)
+        if positions is not None:
+            grad.index_put_((positions,), dropped)
         if x.dtype == torch.float32:
             out.addcmul_(x_rows, b)
         else:
@@ -222,7 +229,7 @@ class _FusedForCompile(torch.autograd.Function):
             weight_grad = (sums[1] - mean * bias_grad) * inverse_std
             n = images * height * width
             line = _input_gradient(weight, mean, inverse_std, weight_grad, bias_grad, ctx.scale, n)
-            a, b, c = line @ tile
+            a, b, c = torch.stack(line) @ tile
         x_grad = torch.where(positive > 0, grad * a + positive * b + c, 0.0).to(rows.dtype)
         x_grad = x_grad.view(images, height, width, channels).permute(0, 3, 1, 2)
         return x_grad, weight_grad, bias_grad, None, None, None, None
