@@ -13,7 +13,7 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -127,23 +127,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Processes, signals: StopSignals) -> int:
     config_file, resume = given.pop("config", None), given.pop("resume", False)
     config = TrainConfig.from_sources(given, config_file)
+    say = functools.partial(print, flush=True) if processes.is_main else _say_nothing
     checkpoint = None
-    if processes.is_main:
-        config.files.make_folders()
-        for note in config.flags_without_effect(given):
-            print(f"Note: {note}.", flush=True)
     if resume:
         from checkpoint import load_checkpoint, resumed_config
 
         settings = {**(read_config_file(config_file) if config_file else {}), **given}
-        checkpoint = load_checkpoint(config.files, _print_if(processes.is_main))
+        checkpoint = load_checkpoint(config.files, say)
         config = resumed_config(checkpoint, config.files, settings, processes.count)
         if checkpoint["epochs_done"] >= config.epochs and _is_finished(config):
-            if processes.is_main:
-                print(f"{config.run_name} is finished: all {config.epochs} epochs are done.")
+            say(f"{config.run_name} is finished: all {config.epochs} epochs are done.")
             return 0
-        if processes.is_main:
-            print(f"Going on with {config.run_name}: {checkpoint['epochs_done']} of {config.epochs} epochs are done.")
+        say(f"Going on with {config.run_name}: {checkpoint['epochs_done']} of {config.epochs} epochs are done.")
+    elif processes.is_main:
+        config.files.make_folders()
+    for note in config.flags_without_effect(given):
+        say(f"Note: {note}.")
 
     from mnist_files import DataError
     from trainer import StoppedError, TrainingError, train_and_evaluate
@@ -171,8 +170,8 @@ def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Proc
     return 0
 
 
-def _print_if(wanted: bool) -> Callable[[str], None]:
-    return functools.partial(print, flush=True) if wanted else lambda line: None
+def _say_nothing(line: str) -> None:
+    """What every process but the main one prints."""
 
 
 def _is_finished(config: TrainConfig) -> bool:
@@ -195,7 +194,7 @@ def _how_to_go_on(config: TrainConfig, processes: Processes) -> str:
         done = len(load_metrics_json(config.run_name, config.output_dir)["test_acc"])
     if done == 0:
         return "no epoch was done, so there is nothing to go on from"
-    words = ["main.py", "--resume", "--name", config.run_name]
+    words = [sys.argv[0], "--resume", "--name", config.run_name]
     if config.output_dir is not None:
         words += ["--output_dir", config.output_dir]
     launcher = "python" if processes.count == 1 else "torchrun <as before>"

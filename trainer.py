@@ -235,6 +235,8 @@ def prepare_run(
         keep_freed_memory()
     else:
         make_deterministic(config.deterministic)
+    if config.deterministic and device.type == "cpu":
+        log("Note: --deterministic changes nothing on a CPU: a run there is always the same.")
     amp = config.amp and has_bfloat16(device)
     if config.amp and not amp:
         log(f"Note: --amp has no effect: {device.type} here has no bfloat16 of its own.")

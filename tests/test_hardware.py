@@ -10,7 +10,7 @@ import pytest
 import trainer
 from distributed import Processes
 from file_utils import PROJECT_DIR, UsageError
-from hardware import CompiledOrEager, has_bfloat16, keep_freed_memory, resolve_device
+from hardware import CompiledOrEager, has_bfloat16, keep_freed_memory, make_deterministic, resolve_device
 from imports import nn, torch
 from models import model_v1
 from train_config import TrainConfig
@@ -137,3 +137,25 @@ class TestCuda:
         metrics = load_metrics_json("mnist_model_1", tmp_path)
         assert metrics["environment"]["device"] == torch.cuda.get_device_name(0)
         assert len(metrics["train_losses"]) == 10
+
+
+def test_deterministic_algorithms_on_request(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        make_deterministic(True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        make_deterministic(False)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def test_deterministic_on_a_cpu_is_said_to_change_nothing(tmp_path, tiny_mnist):
+    lines = []
+    config = TrainConfig(epochs=1, device="cpu", deterministic=True, data_dir=str(tiny_mnist), output_dir=str(tmp_path))
+    prepare_run(config, CPU, log=lines.append)
+    assert "Note: --deterministic changes nothing on a CPU: a run there is always the same." in lines

@@ -52,6 +52,7 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]
         ("--name ../x", "name: '../x' is not allowed"),
         ("--config absent", "config: cannot read absent"),
         ("--output_dir {file}", "output_dir: cannot write into"),
+        ("--output_dir /proc/none", "output_dir: cannot write into /proc/none/outputs"),  # not even by root
         ("--data_dir {file}", "data_dir: cannot write into"),
         ("--frobnicate", "unrecognized arguments: --frobnicate"),
         ("--epoch 5", "unrecognized arguments: --epoch 5"),

@@ -15,6 +15,7 @@ import pytest
 from conftest import make_tiny_mnist, write_sums
 
 import main as command
+import trainer
 from checkpoint import load_checkpoint, resumed_config
 from file_utils import PROJECT_DIR, RunFiles, UsageError
 from hardware import has_bfloat16
@@ -317,7 +318,7 @@ def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(settings, tmp_path
         error = process.stderr.read()
     metrics = load_metrics_json("run", settings["output_dir"])
     assert metrics["status"] == "interrupted"
-    words = f"main.py --resume --name run --output_dir {settings['output_dir']}"
+    words = f"{MAIN[1]} --resume --name run --output_dir {settings['output_dir']}"
     assert error == f"main.py: stopped; to go on from epoch {len(metrics['test_acc'])}: python {words}\n"
     with subprocess.Popen([*MAIN, *words.split()[1:]], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
         done = len(metrics["test_acc"])
@@ -436,8 +437,6 @@ def test_a_folder_that_vanishes_is_a_failure_in_one_line(settings):
 
 def test_weights_that_are_no_longer_finite_leave_the_last_good_checkpoint(settings, monkeypatch, capsys):
     """The last step's update may overflow after its loss was measured; the evaluation finds it."""
-    import trainer
-
     evaluate, calls = trainer.evaluate, []
 
     def overflown(model, *args):
@@ -457,3 +456,31 @@ def test_weights_that_are_no_longer_finite_leave_the_last_good_checkpoint(settin
     state = load_checkpoint(RunFiles("run", settings["output_dir"]))
     assert state["epochs_done"] == 2
     assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_checkpoints_and_metrics_cost_less_than_two_percent_of_an_epoch(mnist, tmp_path, monkeypatch):
+    """In the last of 15 epochs, when the metrics are longest, on the real images."""
+    spent = []
+
+    def timed(function):
+        def timer(*args, **kwargs):
+            began = time.perf_counter()
+            function(*args, **kwargs)
+            spent.append(time.perf_counter() - began)
+
+        return timer
+
+    monkeypatch.setattr(trainer, "save_metrics_json", timed(trainer.save_metrics_json))
+    monkeypatch.setattr(trainer, "save_checkpoint", timed(trainer.save_checkpoint))
+    config = TrainConfig(epochs=15, device="cpu", data_dir=str(mnist), output_dir=str(tmp_path))
+    config.files.make_folders()
+    run = trainer.prepare_run(config, torch.device("cpu"), log=say_nothing)
+    for key in ("train_losses", "learning_rates"):
+        run.metrics[key] = [0.123456] * (14 * 469)
+    for key in ("train_acc", "test_losses", "test_acc", "epoch_seconds"):
+        run.metrics[key] = [99.1234] * 14
+    began = time.perf_counter()
+    run.train()
+    seconds = time.perf_counter() - began
+    assert len(spent) > 3
+    assert sum(spent) < 0.02 * seconds, f"{sum(spent):.3f} s of {seconds:.1f}"
