@@ -6,8 +6,8 @@ python main.py --model 3 --scheduler onecycle --epochs 20 --max_lr 0.5
 """
 
 import argparse
-import contextlib
 import functools
+import os
 import shlex
 import signal
 import sys
@@ -84,10 +84,13 @@ class StopSignals:
         self.received: signal.Signals | None = None
         self.when = 0.0
 
-    def install(self) -> None:
-        """Take the place of what Python does on these signals."""
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._take)
+    def __enter__(self) -> "StopSignals":
+        self.before = [(signum, signal.signal(signum, self._take)) for signum in (signal.SIGINT, signal.SIGTERM)]
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for signum, handler in self.before:
+            signal.signal(signum, handler)
 
     def requested(self) -> bool:
         """Whether to stop. To be asked after every batch: from the first time on, signals wait for that."""
@@ -110,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = get_args_parser()
     processes = Processes.from_environment()
     signals = StopSignals(processes)
-    signals.install()
     try:
-        return _run(parser, vars(parser.parse_args(argv)), processes, signals)
+        with signals:
+            return _run(parser, vars(parser.parse_args(argv)), processes, signals)
     except UsageError as error:
         parser.error(str(error))
     except DamagedFileError as error:
@@ -151,14 +154,14 @@ def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Proc
         result = train_and_evaluate(config, checkpoint=checkpoint, stop_requested=signals.requested)
     except StoppedError:
         if processes.is_main:
-            print(f"{parser.prog}: stopped; {_how_to_go_on(config, processes)}", file=sys.stderr)
+            print(f"{parser.prog}: stopped{_how_to_go_on(config, processes)}", file=sys.stderr)
         return 128 + (signals.received or signal.SIGINT)
     except TrainingError as error:  # every process knows of it
         if processes.is_main:
             print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     except (DataError, OSError) as error:
-        print(f"{parser.prog}: {error}; {_how_to_go_on(config, processes)}", file=sys.stderr)
+        print(f"{parser.prog}: {error}{_how_to_go_on(config, processes)}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if processes.count == 1:
@@ -186,19 +189,23 @@ def _is_finished(config: TrainConfig) -> bool:
 
 
 def _how_to_go_on(config: TrainConfig, processes: Processes) -> str:
-    """What a person does after a run ended early."""
+    """What a person does after a run of this process ended early, to be added to the line that says so."""
     from visualization import load_metrics_json
 
-    done = 0
-    with contextlib.suppress(OSError, RuntimeError):
-        done = len(load_metrics_json(config.run_name, config.output_dir)["test_acc"])
+    try:
+        metrics = load_metrics_json(config.run_name, config.output_dir)
+    except (OSError, RuntimeError):
+        return ""
+    if metrics["pid"] != os.getpid():  # an earlier run's: this one had not begun
+        return ""
+    done = len(metrics["test_acc"])
     if done == 0:
-        return "no epoch was done, so there is nothing to go on from"
+        return "; no epoch was done, so there is nothing to go on from"
     words = [sys.argv[0], "--resume", "--name", config.run_name]
     if config.output_dir is not None:
         words += ["--output_dir", config.output_dir]
     launcher = "python" if processes.count == 1 else "torchrun <as before>"
-    return f"to go on from epoch {done}: {launcher} {shlex.join(words)}"
+    return f"; to go on from epoch {done}: {launcher} {shlex.join(words)}"
 
 
 def print_result(result: "TrainResult") -> None:

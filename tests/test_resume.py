@@ -363,7 +363,7 @@ sys.exit(main.main(["--output_dir", sys.argv[1]]))
 
 
 def test_torchrun_stopped_and_resumed(settings, tmp_path):
-    flags = [f"--{key}={value}" for key, value in {**settings, "epochs": 60}.items()]
+    flags = ["--amp", *(f"--{key}={value}" for key, value in {**settings, "epochs": 60}.items())]
     whole = start(TORCHRUN, [*flags, "--output_dir", str(tmp_path / "whole")])
     assert whole.wait(120) == 0
     with subprocess.Popen(
