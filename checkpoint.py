@@ -2,7 +2,7 @@
 
 save_checkpoint(files, state)             # the one before is kept beside it
 state = load_checkpoint(files, log)       # a damaged one gives way to the one before
-config = resumed_config(state, {"epochs": 20})
+config = resumed_config(state, files, {"epochs": 20})
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ CHECKPOINT_SCHEMA = 2
 # Where a run's files are may change; what it computes may not.
 MOVABLE = ("name", "data_dir", "output_dir")
 
-# ``schema``, ``epochs_done``, ``config``, ``environment``, ``metrics``; the state dicts ``model``, ``optimizer``,
+# ``schema``, ``epochs_done``, ``config``, ``metrics``; the state dicts ``model``, ``optimizer``,
 # ``scheduler``; of the random generators ``data`` and, for each process, ``processes``: see Run.save_checkpoint.
 Checkpoint = dict[str, Any]
 _TYPES = {
@@ -36,12 +36,21 @@ _TYPES = {
 
 def save_checkpoint(files: RunFiles, state: Checkpoint) -> None:
     """Write ``state``, flushed to the disk; the run's checkpoint before it stays as ``files.previous_checkpoint``."""
-    # Of the run that had this name before, if the epoch is this run's first, nothing is to be gone on from.
-    keep = files.previous_checkpoint if state["epochs_done"] > 1 else None
+    first = state["epochs_done"] == 1  # what is there is of an earlier run of this name
+    keep = None if first or not _is_whole(files.checkpoint) else files.previous_checkpoint
     with atomic_write(files.checkpoint, keep=keep) as file:
         torch.save({"schema": CHECKPOINT_SCHEMA, **state}, file)
-    if keep is None:
+    if first:
         files.previous_checkpoint.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint can be read; one that cannot must not take the place of the one before it."""
+    try:
+        _read(path)
+    except (OSError, DamagedFileError):
+        return False
+    return True
 
 
 def load_checkpoint(files: RunFiles, log: Callable[[str], None] = print) -> Checkpoint:

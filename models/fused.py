@@ -35,8 +35,8 @@ def dropped_positions(n: int, p: float) -> torch.Tensor:
     """
     # Eight standard deviations more than expected: the chance that n is not reached is below 1e-14.
     draws = math.ceil(n * p + 8.0 * math.sqrt(n * p) + 20.0)
-    # floor(log U / log(1 - p)) + 1 is Geometric(p) on 1, 2, 3, ... for uniform U (Devroye 1986, ch. X.2); rand() is
-    # in [0, 1) and U must not be 0
+    # floor(log U / log(1 - p)) + 1 is Geometric(p) on 1, 2, 3, ... for uniform U (Devroye 1986, ch. X.2); U is
+    # 1 - rand(), which is never 0
     gaps = torch.rand(draws).neg_().log1p_().mul_(1 / math.log1p(-p)).add_(1).long()
     positions = gaps.cumsum(0).sub_(1)
     return torch.where(positions < n, positions, positions[0])

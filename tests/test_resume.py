@@ -16,7 +16,7 @@ from conftest import make_tiny_mnist, write_sums
 
 import main as command
 import trainer
-from checkpoint import load_checkpoint, resumed_config
+from checkpoint import load_checkpoint, resumed_config, save_checkpoint
 from file_utils import PROJECT_DIR, RunFiles, UsageError
 from hardware import has_bfloat16
 from imports import torch
@@ -290,6 +290,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(interrupted, settings,
     assert "Going on from the checkpoint before it." in out
     assert "Going on with run: 1 of 4 epochs are done." in out
     assert digest(files.root) == digest(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(interrupted):
+    files = interrupted[1]
+    state = load_checkpoint(files)
+    before = files.previous_checkpoint.read_bytes()
+    files.checkpoint.write_bytes(files.checkpoint.read_bytes()[:1000])
+    save_checkpoint(files, {key: value for key, value in state.items() if key != "schema"})
+    assert files.previous_checkpoint.read_bytes() == before
+    assert load_checkpoint(files)["epochs_done"] == 2
 
 
 def test_two_damaged_checkpoints_are_a_failure_and_left_alone(interrupted, capsys):
