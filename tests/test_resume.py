@@ -407,8 +407,9 @@ def test_the_second_run_of_a_name_is_refused_with_the_firsts_process_id(settings
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_resume_goes_on(settings, tmp_path):
-    train_and_evaluate(TrainConfig(**{**settings, "epochs": 60, "output_dir": str(tmp_path / "whole")}), say_nothing)
     flags = [f"--{key}={value}" for key, value in {**settings, "epochs": 60}.items()]
+    whole = start(MAIN, [*flags, "--output_dir", str(tmp_path / "whole")])
+    assert whole.wait(120) == 0, whole.stderr.read()
     files = RunFiles("run", settings["output_dir"])
     train_and_evaluate(TrainConfig(**{**settings, "epochs": 2}), say_nothing)  # what must not be lost
     size = files.checkpoint.stat().st_size
@@ -427,7 +428,8 @@ def test_a_disk_that_fills_up_stops_the_run_and_resume_goes_on(settings, tmp_pat
     assert "to go on from epoch" in full.stderr
     assert (files.params.read_bytes(), files.plot.read_bytes()) == kept
     assert not list(files.root.rglob("*.partial"))
-    assert command.main(["--resume", "--name", "run", "--output_dir", settings["output_dir"]]) == 0
+    resumed = start(MAIN, [*flags, "--resume"])
+    assert resumed.wait(120) == 0, resumed.stderr.read()
     assert digest(files.root) == digest(tmp_path / "whole")
 
 
