@@ -7,7 +7,6 @@ if advances_every_batch("onecycle"):   # else once an epoch
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import imports
@@ -16,42 +15,7 @@ if TYPE_CHECKING:
     from imports import LRScheduler, optim
 
 
-def _step(
-    optimizer: optim.Optimizer,
-    epochs: int,
-    steps_per_epoch: int,
-    max_lr: float,
-    pct_start: float,
-    div_factor: float,
-    final_div_factor: float,
-) -> LRScheduler:
-    return imports.StepLR(optimizer, step_size=6, gamma=0.1)
-
-
-def _onecycle(
-    optimizer: optim.Optimizer,
-    epochs: int,
-    steps_per_epoch: int,
-    max_lr: float,
-    pct_start: float,
-    div_factor: float,
-    final_div_factor: float,
-) -> LRScheduler:
-    return imports.OneCycleLR(
-        optimizer,
-        max_lr=max_lr,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        pct_start=pct_start,
-        anneal_strategy="cos",
-        div_factor=div_factor,  # starts at max_lr / 7.5 = 0.1 ...
-        final_div_factor=final_div_factor,  # ... and ends at this part of that
-        cycle_momentum=False,
-    )
-
-
-_Builder = Callable[["optim.Optimizer", int, int, float, float, float, float], "LRScheduler"]
-SCHEDULERS: dict[str, _Builder] = {"step": _step, "onecycle": _onecycle}
+SCHEDULERS = ("step", "onecycle")
 
 
 def get_scheduler(
@@ -74,9 +38,21 @@ def get_scheduler(
     Raises:
         ValueError: the name is unknown.
     """
-    if name not in SCHEDULERS:
-        raise ValueError(f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[name](optimizer, epochs, steps_per_epoch, max_lr, pct_start, div_factor, final_div_factor)
+    if name == "step":
+        return imports.StepLR(optimizer, step_size=6, gamma=0.1)
+    if name == "onecycle":
+        return imports.OneCycleLR(
+            optimizer,
+            max_lr=max_lr,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            pct_start=pct_start,
+            anneal_strategy="cos",
+            div_factor=div_factor,
+            final_div_factor=final_div_factor,
+            cycle_momentum=False,
+        )
+    raise ValueError(f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}")
 
 
 def advances_every_batch(name: str) -> bool:

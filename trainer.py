@@ -20,7 +20,7 @@ from typing import Any
 from checkpoint import Checkpoint, save_checkpoint
 from data_utils import Batch, Data, load_data
 from distributed import ALONE, Processes
-from file_utils import PROJECT_DIR, RunFiles, UsageError
+from file_utils import PROJECT_DIR, DamagedFileError, RunFiles, UsageError
 from hardware import CompiledOrEager, has_bfloat16, keep_freed_memory, make_deterministic, resolve_device
 from imports import F, FileLock, LRScheduler, Timeout, nn, optim, torch, torchvision, tqdm
 from lr_schedulers import advances_every_batch, get_scheduler
@@ -160,6 +160,7 @@ def train_and_evaluate(
         DataError: MNIST is not there and cannot be fetched.
         TrainingError: the loss or a weight is no longer finite.
         StoppedError: it was asked to stop.
+        DamagedFileError: ``checkpoint`` is not of a run with its own configuration.
         OSError: a file cannot be written.
     """
     processes = Processes.from_environment()
@@ -293,7 +294,11 @@ def prepare_run(
         stop_requested=stop_requested,
     )
     if checkpoint is not None:
-        run.restore(checkpoint)
+        try:
+            run.restore(checkpoint)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DamagedFileError(f"{config.files.checkpoint} does not fit its own configuration: {reason}") from None
     return run
 
 

@@ -16,7 +16,7 @@ import main as command
 import trainer
 from file_utils import PROJECT_DIR, UsageError
 from train_config import TrainConfig
-from trainer import TrainingError, train_and_evaluate
+from trainer import StoppedError, TrainingError, train_and_evaluate
 
 VALUES = st.one_of(
     st.sampled_from(["1", "2", "3", "4", "0", "-1", "1e9", "nan", "inf", "1.5", "0.1", "", " ", "true", "None"]),
@@ -42,18 +42,18 @@ ARGUMENTS = st.lists(
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """A folder with a run that was stopped after its first epoch."""
+    """A folder with a finished run, mnist_model_1, and one that was stopped in its second epoch, run."""
     from conftest import make_tiny_mnist, write_sums
 
     folder = tmp_path_factory.mktemp("property")
     raw = folder / "data" / "MNIST" / "raw"
     make_tiny_mnist(raw)
     write_sums(raw)
-    for name in ("mnist_model_1", "run"):
-        config = TrainConfig(
-            name=name, epochs=2, device="cpu", data_dir=str(folder / "data"), output_dir=str(folder / "results")
-        )
-        train_and_evaluate(config, lambda line: None)
+    settings = {"epochs": 2, "device": "cpu", "data_dir": str(folder / "data"), "output_dir": str(folder / "results")}
+    train_and_evaluate(TrainConfig(**settings), lambda line: None)
+    asked = iter(range(100))
+    with pytest.raises(StoppedError):
+        train_and_evaluate(TrainConfig(name="run", **settings), lambda line: None, None, lambda: next(asked) == 4)
     return folder / "results"
 
 

@@ -117,6 +117,11 @@ def test_checkpoints(files, tmp_path, capsys, damage):
         ({"config": {"model": "../1"}}, 2, "model: '../1' is not allowed"),
         ({"config": {"epochs": "many"}}, 2, "epochs: 'many' is not allowed; it must be a whole number"),
         ({"schema": 1}, 1, "does not hold a checkpoint of schema 2"),
+        ({"model": {"weight": torch.zeros(3)}, "epochs_done": 1}, 1, "does not fit its own configuration"),
+        ({"optimizer": {}, "epochs_done": 1}, 1, "does not fit its own configuration: 'param_groups'"),
+        ({"data": torch.zeros(3), "epochs_done": 1}, 1, "does not fit its own configuration: RNG state"),
+        ({"metrics": {}, "epochs_done": 1}, 1, "does not fit its own configuration: 'environment'"),
+        ({"processes": [{}], "epochs_done": 1}, 1, "does not fit its own configuration: 'torch'"),
         ({"model": None, "processes": 3}, 1, "is no checkpoint: it has no model, processes"),
     ],
 )
