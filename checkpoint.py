@@ -17,7 +17,7 @@ from visualization import load_tensors
 
 CHECKPOINT_SCHEMA = 2
 # Where a run's files are may change; what it computes may not.
-MOVABLE = ("name", "data_dir", "output_dir")
+MOVABLE = ("name", "data_dir", "output_dir", "tensorboard")
 
 # ``schema``, ``epochs_done``, ``config``, ``metrics``; the state dicts ``model``, ``optimizer``,
 # ``scheduler``; of the random generators ``data`` and, for each process, ``processes``: see Run.save_checkpoint.

@@ -8,20 +8,19 @@ Two pipelines make the same batches. ``torchvision`` is the specification's: PIL
 by one. ``tensor`` keeps the whole set as one uint8 tensor on the device and works on whole batches.
 """
 
-import functools
 import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from augmentation import FILL, augment
 from file_utils import UsageError
 from imports import BatchSampler, DataLoader, F, RandomSampler, Subset, datasets, torch, transforms
 from mnist_files import DataError, ensure_mnist
+from policies import POLICIES, Policy
 
 MEAN, STD = 0.1307, 0.3081  # of all training pixels, as fractions of full white
-MAX_ROTATION = 7.0  # degrees, either way
-FILL = 1  # grey level (of 255) of what a rotation brings in from outside: the specification's fill=(1,)
 EVAL_BATCH_SIZE = 1000
 # Every run holds out the same images, whatever its seed, so that runs can be compared and combined on them.
 SPLIT_SEED = 0
@@ -42,7 +41,7 @@ class Data:
 
     train: Batches
     val: Batches | None
-    test: Batches
+    test: Batches | None
     train_size: int  # images
     generator: torch.Generator
 
@@ -52,43 +51,14 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return images.div_(255).sub_(MEAN).div_(STD)
 
 
-@functools.cache
-def _pixel_centres(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """[2, H * W]: x and y of every pixel's centre, from -1 to 1 between the image's edges, as grid_sample counts."""
-    y, x = (torch.arange(size, device=device) * (2 / size) + (1 / size - 1) for size in (height, width))
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)])
-
-
-def rotate(images: torch.Tensor, degrees: torch.Tensor, fill: float = FILL) -> torch.Tensor:
-    """Rotate each image about its centre, counter-clockwise, taking the nearest pixel.
-
-    The same as torchvision's ``RandomRotation`` on PIL images (nearest is its default), but for pixels whose
-    source lies on the border of two cells, where rounding decides.
-
-    Args:
-        images: float [N, 1, H, W].
-        degrees: [N].
-        fill: the value of pixels whose source lies outside.
-    """
-    radians = degrees * (math.pi / 180)
-    cos, sin = radians.cos(), radians.sin()
-    # where an output pixel takes its value from: the inverse rotation, y downwards
-    matrix = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2)
-    height, width = images.shape[-2:]
-    grid = (matrix @ _pixel_centres(height, width, images.device)).view(-1, 2, height, width).permute(0, 2, 3, 1)
-    # grid_sample can only fill with zeros
-    sampled = F.grid_sample(images - fill, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return sampled.add_(fill)
-
-
 class TensorBatches:
     """All images on the device, augmented and normalised a batch at a time.
 
     Args:
         images: uint8 [N, 28, 28].
         labels: int64 [N].
-        max_rotation: degrees; each image is rotated by its own uniform draw from +-max_rotation. 0: none.
-        generator: draws the order and the rotations; None: the given order, no rotation.
+        policy: of the augmentation; None: none.
+        generator: draws the order and the augmentation; None: the given order, no augmentation.
         share: (rank, count) of the process that gets its part of every batch. The draws are for whole batches,
             the same in every process: together the parts are what one process would see.
     """
@@ -98,14 +68,14 @@ class TensorBatches:
         images: torch.Tensor,
         labels: torch.Tensor,
         batch_size: int,
-        max_rotation: float = 0.0,
+        policy: Policy | None = None,
         generator: torch.Generator | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        if max_rotation and generator is None:
-            raise ValueError("a random rotation needs a generator")
+        if policy is not None and generator is None:
+            raise ValueError("augmentation needs a generator")
         self.images, self.labels = images, labels
-        self.batch_size, self.max_rotation, self.generator = batch_size, max_rotation, generator
+        self.batch_size, self.policy, self.generator = batch_size, policy, generator
         self.rank, self.processes = share
 
     def __len__(self) -> int:
@@ -120,9 +90,9 @@ class TensorBatches:
         for chosen in order.split(self.batch_size):
             mine = self._part(chosen)
             images = self.images[mine].unsqueeze(1).float()
-            if self.max_rotation:
-                draws = torch.rand(len(chosen), generator=self.generator, device=device)
-                images = rotate(images, (2 * self._part(draws) - 1) * self.max_rotation)
+            if self.policy is not None:
+                draws = torch.rand(len(chosen), self.policy.draws, generator=self.generator, device=device)
+                images = augment(images, self.policy, self._part(draws))
             yield normalize(images), self.labels[mine]
 
     def _part(self, whole: torch.Tensor) -> torch.Tensor:
@@ -145,9 +115,17 @@ class PartOfEachBatch:
             yield torch.tensor(batch).tensor_split(processes)[rank].tolist()
 
 
-def train_transforms() -> transforms.Compose:
-    """The specification's training transforms, for PIL images."""
-    rotation = transforms.RandomRotation((-MAX_ROTATION, MAX_ROTATION), fill=(FILL,))
+def train_transforms(policy: Policy = POLICIES["rotate"]) -> transforms.Compose:
+    """The training transforms for PIL images: the specification's, or those of a rotation policy or none.
+
+    Raises:
+        ValueError: it is another policy.
+    """
+    if policy.draws == 0:
+        return test_transforms()
+    if not policy.nearest:
+        raise ValueError("the torchvision pipeline knows none and rotate; the other policies need the tensor pipeline")
+    rotation = transforms.RandomRotation((-policy.rotation, policy.rotation), fill=(FILL,))
     return transforms.Compose([rotation, *test_transforms().transforms])
 
 
@@ -214,6 +192,8 @@ def load_data(
     val_split: int = 0,
     log: Callable[[str], None] = print,
     share: tuple[int, int] = (0, 1),
+    policy: Policy = POLICIES["rotate"],
+    with_test: bool = True,
 ) -> Data:
     """The training, validation and test batches of one run, or a process's part of each of them.
 
@@ -222,42 +202,48 @@ def load_data(
         pipeline: ``tensor`` or ``torchvision``.
         val_split: training images held out; 0: none, and ``Data.val`` is None.
         share: (rank, count) of the process, if there are several.
+        policy: of the augmentation of the training images.
+        with_test: False: the test images are not read, and ``Data.test`` is None.
 
     Raises:
         DataError, UsageError: as ``load_images`` and ``split_indices``.
     """
     ensure_mnist(data_dir, log)
     images, labels = _read_images(data_dir, train=True)
-    test_images, test_labels = _read_images(data_dir, train=False)
     train_idx, val_idx = split_indices(labels, val_split)
 
     if pipeline == "torchvision":
         generator = torch.Generator().manual_seed(seed)
         plain = {"transform": test_transforms()}
-        augmented = datasets.MNIST(str(data_dir), train=True, transform=train_transforms())
+        augmented = datasets.MNIST(str(data_dir), train=True, transform=train_transforms(policy))
         held_out = Subset(datasets.MNIST(str(data_dir), train=True, **plain), val_idx.tolist())
-        test = datasets.MNIST(str(data_dir), train=False, **plain)
         sampler = PartOfEachBatch(len(train_idx), batch_size, generator, share)
         return Data(
             train=DataLoader(Subset(augmented, train_idx.tolist()), batch_sampler=sampler, generator=generator),
-            val=DataLoader(_part_of(held_out, share), EVAL_BATCH_SIZE) if val_split else None,
-            test=DataLoader(_part_of(test, share), EVAL_BATCH_SIZE),
+            val=_evaluation_loader(held_out, share) if val_split else None,
+            test=_evaluation_loader(datasets.MNIST(str(data_dir), train=False, **plain), share) if with_test else None,
             train_size=len(train_idx),
             generator=generator,
         )
 
     generator = torch.Generator(device).manual_seed(seed)
     images, labels = images.to(device), labels.to(device)
-    test_images, test_labels = test_images.to(device), test_labels.to(device)
+    test = None
+    if with_test:
+        test_images, test_labels = _read_images(data_dir, train=False)
+        test = TensorBatches(test_images.to(device), test_labels.to(device), EVAL_BATCH_SIZE, share=share)
     return Data(
-        train=TensorBatches(images[train_idx], labels[train_idx], batch_size, MAX_ROTATION, generator, share),
+        train=TensorBatches(images[train_idx], labels[train_idx], batch_size, policy, generator, share),
         val=TensorBatches(images[val_idx], labels[val_idx], EVAL_BATCH_SIZE, share=share) if val_split else None,
-        test=TensorBatches(test_images, test_labels, EVAL_BATCH_SIZE, share=share),
+        test=test,
         train_size=len(train_idx),
         generator=generator,
     )
 
 
-def _part_of(dataset: datasets.MNIST | Subset[Batch], share: tuple[int, int]) -> Subset[Batch]:
+def _evaluation_loader(dataset: datasets.MNIST | Subset[Batch], share: tuple[int, int]) -> DataLoader[Batch]:
     rank, processes = share
-    return Subset(dataset, range(rank, len(dataset), processes))
+    part = Subset(dataset, range(rank, len(dataset), processes))
+    # A DataLoader draws a seed at every pass; from a generator of its own, so that how often a network is evaluated
+    # does not change the dropout of the epochs to come.
+    return DataLoader(part, EVAL_BATCH_SIZE, generator=torch.Generator())

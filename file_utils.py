@@ -23,7 +23,11 @@ class UsageError(ValueError):
     """A mistake of the user's that one line can explain; a command prints that line and exits with 2."""
 
 
-class DamagedFileError(RuntimeError):
+class CommandError(RuntimeError):
+    """What a command could not do, in one line; the command prints that line and exits with 1."""
+
+
+class DamagedFileError(CommandError):
     """A file is not what its name says; one line says which and why."""
 
 
@@ -112,6 +116,10 @@ class RunFiles:
     @property
     def log(self) -> Path:
         return self.root / "outputs" / f"{self.name}.log"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "outputs" / "tensorboard" / self.name
 
     @property
     def summary(self) -> Path:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; a test holds it agai
     from torch.autograd.function import once_differentiable
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
     from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
     from torchsummary import summary
     from torchvision import datasets, transforms
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; a test holds it agai
 
 # name -> (module, attribute of it; None: the module itself)
 _SOURCES: dict[str, tuple[str, str | None]] = {
+    "AveragedModel": ("torch.optim.swa_utils", "AveragedModel"),
     "BatchSampler": ("torch.utils.data", "BatchSampler"),
     "DataLoader": ("torch.utils.data", "DataLoader"),
     "Figure": ("matplotlib.figure", "Figure"),
@@ -44,6 +46,7 @@ _SOURCES: dict[str, tuple[str, str | None]] = {
     "Timeout": ("filelock", "Timeout"),
     "dist": ("torch.distributed", None),
     "datasets": ("torchvision", "datasets"),
+    "get_ema_multi_avg_fn": ("torch.optim.swa_utils", "get_ema_multi_avg_fn"),
     "nn": ("torch.nn", None),
     "once_differentiable": ("torch.autograd.function", "once_differentiable"),
     "optim": ("torch.optim", None),
@@ -56,6 +59,7 @@ _SOURCES: dict[str, tuple[str, str | None]] = {
 }
 
 __all__ = [
+    "AveragedModel",
     "BatchSampler",
     "DataLoader",
     "DistributedDataParallel",
@@ -71,6 +75,7 @@ __all__ = [
     "Timeout",
     "datasets",
     "dist",
+    "get_ema_multi_avg_fn",
     "nn",
     "once_differentiable",
     "optim",

@@ -13,14 +13,15 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distributed import Processes
-from file_utils import DamagedFileError, UsageError
+from file_utils import CommandError, DamagedFileError, UsageError
+from tensorboard_log import check_installed
 from train_config import TrainConfig, field_type, read_config_file
 
 if TYPE_CHECKING:
@@ -51,6 +52,39 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_training_flags(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last epoch's end, bit for bit")
     return parser
+
+
+def exit_status(
+    parser: argparse.ArgumentParser,
+    command: Callable[[], int],
+    interrupted: str = "interrupted",
+    failures: tuple[type[Exception], ...] = (CommandError, OSError),
+) -> int:
+    """Run the ``command`` of a tool. Returns what it returns; what it raises is told in one line on stderr.
+
+    A UsageError gives exit status 2, one of ``failures`` 1, Ctrl-C 130 and the line ``interrupted``.
+    """
+    try:
+        return command()
+    except UsageError as error:
+        parser.error(str(error))
+    except failures as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def check_at_least(args: argparse.Namespace, **least: int) -> None:
+    """Hold the numbers among ``args`` against the smallest that are allowed; those that are not there are right.
+
+    Raises:
+        UsageError: one is smaller.
+    """
+    for name, smallest in least.items():
+        if getattr(args, name, smallest) < smallest:
+            raise UsageError(f"{name}: {getattr(args, name)} is not allowed; it must be at least {smallest}")
 
 
 def add_training_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
@@ -130,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Processes, signals: StopSignals) -> int:
     config_file, resume = given.pop("config", None), given.pop("resume", False)
     config = TrainConfig.from_sources(given, config_file)
+    if config.tensorboard:
+        check_installed()
     say = functools.partial(print, flush=True) if processes.is_main else _say_nothing
     checkpoint = None
     if resume:

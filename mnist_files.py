@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 import imports
-from file_utils import UsageError, atomic_write
+from file_utils import CommandError, UsageError, atomic_write
 
 # SHA-256 of the four original files, uncompressed.
 MNIST_SHA256 = {
@@ -43,7 +43,7 @@ FILE_SECONDS = 120  # and so is one that needs longer than this for one file
 CHUNK = 1 << 18  # bytes
 
 
-class DataError(RuntimeError):
+class DataError(CommandError):
     """The data set is not there, or damaged, and cannot be fetched."""
 
 

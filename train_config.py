@@ -20,6 +20,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from file_utils import PROJECT_DIR, RunFiles, UsageError
 from lr_schedulers import SCHEDULERS
 from model_strategy import known_models
+from policies import POLICIES
 
 T = TypeVar("T")
 
@@ -54,15 +55,20 @@ class TrainConfig:
     val_split: int = setting(0, "training images held out for validation, balanced by class", minimum=0)
     # The same augmentation either way; tensor does it on whole batches and is several times faster.
     pipeline: str = setting("tensor", "how batches are made", choices=lambda: ["tensor", "torchvision"])
+    augment: str = setting("rotate", "how training images are changed", choices=lambda: list(POLICIES))
 
     # Refinements, for config files; the defaults are the specification's
     pct_start: float = setting(0.3, "part of onecycle that rises", above=0.0, below=1.0, flag=False)
     div_factor: float = setting(7.5, "onecycle starts at max_lr / this", minimum=1.0, flag=False)
     final_div_factor: float = setting(7.5, "onecycle ends at its start / this", minimum=1.0, flag=False)
+    momentum: float = setting(0.9, "of SGD", minimum=0.0, below=1.0, flag=False)
     nesterov: bool = setting(False, "Nesterov's momentum", flag=False)
     weight_decay: float = setting(0.0, "of convolutions and linear layers", minimum=0.0, flag=False)
     label_smoothing: float = setting(0.0, "of the loss trained on", minimum=0.0, below=1.0, flag=False)
     dropout: float | None = setting(None, "in place of the network's own", minimum=0.0, below=1.0, flag=False)
+    augment_strength: float = setting(1.0, "factor of the policy's ranges", minimum=0.0, maximum=10.0, flag=False)
+    # 0.998 remembers some 500 steps. What is evaluated and saved is then the average.
+    ema_decay: float = setting(0.0, "of the weights' moving average; 0: none", minimum=0.0, below=1.0, flag=False)
 
     # Where it runs
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; auto is cuda where there is one")
@@ -70,6 +76,7 @@ class TrainConfig:
     deterministic: bool = setting(False, "only GPU algorithms that give the same result every time")
     compile: bool = setting(False, "torch.compile the training step: slow to start, faster from then on")
     threads: int | None = setting(None, "CPU threads; default: torch's choice", minimum=1, maximum=1024)
+    tensorboard: bool = setting(False, "write outputs/tensorboard/NAME too, for TensorBoard")
 
     # Where its files are
     name: str | None = setting(None, "name of the run and its files; default: mnist_model_MODEL")
@@ -83,7 +90,14 @@ class TrainConfig:
                 value = float(value)
                 object.__setattr__(self, spec.name, value)
             _check(spec, value)
+        if self.nesterov and not self.momentum:
+            raise UsageError("nesterov: True is not allowed with momentum 0.0; it needs one above 0")
         RunFiles(self.run_name)  # checks the name
+        if self.pipeline == "torchvision" and self.augment not in ("none", "rotate"):
+            raise UsageError(
+                f"augment: {self.augment!r} is not allowed with --pipeline torchvision; choose none or rotate, or"
+                " --pipeline tensor"
+            )
 
     @property
     def run_name(self) -> str:
@@ -161,16 +175,8 @@ def read_config_file(name_or_path: str) -> dict[str, Any]:
     configs = PROJECT_DIR / "configs"
     shipped = configs / f"{name_or_path}.toml"
     path = shipped if re.fullmatch(r"[\w-]+", name_or_path) and shipped.is_file() else Path(name_or_path)
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        shipped_names = ", ".join(sorted(p.stem for p in configs.glob("*.toml")))
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(
-            f"config: cannot read {name_or_path}: {reason}; give the path of a TOML file or one of {shipped_names}"
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"config: {name_or_path} is not valid TOML: {error}") from None
+    shipped_names = ", ".join(sorted(p.stem for p in configs.glob("*.toml")))
+    settings = read_toml("config", path, f"the path of a TOML file or one of {shipped_names}")
     known = [spec.name for spec in fields(TrainConfig)]
     unknown = [key for key in settings if key not in known]
     if unknown:
@@ -178,3 +184,18 @@ def read_config_file(name_or_path: str) -> dict[str, Any]:
     if type(settings.get("model")) is int:  # model = 3 reads as naturally as model = "3"
         settings["model"] = str(settings["model"])
     return settings
+
+
+def read_toml(flag: str, path: Path, allowed: str) -> dict[str, Any]:
+    """What the TOML file ``path`` holds. ``flag``, that it was given with, and ``allowed`` are for the error.
+
+    Raises:
+        UsageError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"{flag}: cannot read {path}: {reason}; give {allowed}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{flag}: {path} is not valid TOML: {error}") from None

@@ -22,10 +22,24 @@ from data_utils import Batch, Data, load_data
 from distributed import ALONE, Processes
 from file_utils import PROJECT_DIR, DamagedFileError, RunFiles, UsageError
 from hardware import CompiledOrEager, has_bfloat16, keep_freed_memory, make_deterministic, resolve_device
-from imports import F, FileLock, LRScheduler, Timeout, nn, optim, torch, torchvision, tqdm
+from imports import (
+    AveragedModel,
+    F,
+    FileLock,
+    LRScheduler,
+    Timeout,
+    get_ema_multi_avg_fn,
+    nn,
+    optim,
+    torch,
+    torchvision,
+    tqdm,
+)
 from lr_schedulers import advances_every_batch, get_scheduler
 from mnist_files import ensure_mnist
 from model_strategy import ModelContext, get_strategy
+from policies import get_policy
+from tensorboard_log import TensorBoardLog
 from train_config import TrainConfig
 from visualization import (
     METRICS_SCHEMA,
@@ -37,7 +51,6 @@ from visualization import (
     save_model_summary,
 )
 
-MOMENTUM = 0.9
 METRICS_SECONDS = 1.0  # how often the metrics file is written while training
 
 # Takes the loss and the number of right answers of a batch (both still on the device), its size and its rate.
@@ -55,6 +68,10 @@ class StoppedError(RuntimeError):
 def never() -> bool:
     """The answer to whether a run should stop, where nobody can ask for it."""
     return False
+
+
+def nobody_listens(metrics: Metrics) -> None:
+    """What happens after an epoch that nobody waits for."""
 
 
 @dataclass
@@ -75,6 +92,7 @@ def train_one_epoch(
     report: StepReport,
     amp: bool = False,
     label_smoothing: float = 0.0,
+    average: AveragedModel | None = None,
     loss_weights: Iterable[float] = repeat(1.0),
 ) -> None:
     """One pass over the training images.
@@ -83,6 +101,7 @@ def train_one_epoch(
         scheduler: the one to advance after every batch, if any.
         amp: compute in bfloat16 where that is safe.
         label_smoothing: part of a label that is spread over all classes (Szegedy et al. 2015, arXiv:1512.00567).
+        average: the moving average of the weights to bring up to date after every step, if any.
         loss_weights: of the batches, when this process has a part of each: see ``part_weights``.
     """
     model.train()
@@ -97,6 +116,8 @@ def train_one_epoch(
         optimizer.zero_grad()
         (loss * weight).backward()
         optimizer.step()
+        if average is not None:
+            average.update_parameters(model)
         correct = (log_probabilities.argmax(1) == labels).sum()
         report(loss.detach(), correct, len(labels), optimizer.param_groups[0]["lr"])
         if scheduler is not None:
@@ -183,7 +204,7 @@ def train_and_evaluate(
             if stopped and isinstance(error, RuntimeError):
                 raise StoppedError(f"stopped in epoch {len(run.metrics['test_acc'])}") from None
             raise
-    return TrainResult(run.model.eval(), run.metrics, run.files)
+    return TrainResult(run.result.eval(), run.metrics, run.files)
 
 
 @contextlib.contextmanager
@@ -228,8 +249,17 @@ def prepare_run(
     log: Callable[[str], None] = print_line,
     checkpoint: Checkpoint | None = None,
     stop_requested: Callable[[], bool] = never,
+    after_epoch: Callable[[Metrics], None] = nobody_listens,
+    with_test: bool = True,
 ) -> "Run":
-    """Everything up to the first batch. For the arguments and the errors see ``train_and_evaluate``."""
+    """Everything up to the first batch.
+
+    Args:
+        after_epoch: called after every epoch, with the metrics so far; what it raises ends the run.
+        with_test: False: the test set is not read, and the metrics have no ``test_losses`` and ``test_acc``.
+
+    For the other arguments and the errors see ``train_and_evaluate``.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
@@ -243,7 +273,16 @@ def prepare_run(
         log(f"Note: --amp has no effect: {device.type} here has no bfloat16 of its own.")
     share = (processes.rank, processes.count)
     data = load_data(
-        config.data_folder, config.batch_size, device, config.seed, config.pipeline, config.val_split, log, share
+        config.data_folder,
+        config.batch_size,
+        device,
+        config.seed,
+        config.pipeline,
+        config.val_split,
+        log,
+        share,
+        get_policy(config.augment, config.augment_strength),
+        with_test,
     )
     last = data.train_size % config.batch_size
     if 0 < last < processes.count:
@@ -265,7 +304,7 @@ def prepare_run(
     optimizer = optim.SGD(
         decay_groups(model, config.weight_decay),
         lr=config.lr,
-        momentum=MOMENTUM,
+        momentum=config.momentum,
         nesterov=config.nesterov,
         fused=device.type in ("cpu", "cuda"),
     )
@@ -279,6 +318,9 @@ def prepare_run(
         config.div_factor,
         config.final_div_factor,
     )
+    average = None
+    if config.ema_decay:  # of the running statistics too: they belong to the weights that they were taken with
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
     run = Run(
         config=config,
         data=data,
@@ -287,11 +329,13 @@ def prepare_run(
         model=model,
         step_model=processes.synchronized(step_model, device),
         amp=amp,
+        average=average,
         optimizer=optimizer,
         scheduler=scheduler,
-        metrics=new_metrics(config, model, device, processes),
+        metrics=new_metrics(config, model, device, processes, data.train_size),
         log=log,
         stop_requested=stop_requested,
+        after_epoch=after_epoch,
     )
     if checkpoint is not None:
         try:
@@ -299,6 +343,8 @@ def prepare_run(
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DamagedFileError(f"{config.files.checkpoint} does not fit its own configuration: {reason}") from None
+    if config.tensorboard and processes.is_main:
+        run.board = TensorBoardLog(run.files.tensorboard, run.metrics)
     return run
 
 
@@ -320,13 +366,16 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def new_metrics(config: TrainConfig, model: nn.Module, device: torch.device, processes: Processes) -> Metrics:
+def new_metrics(
+    config: TrainConfig, model: nn.Module, device: torch.device, processes: Processes, train_images: int
+) -> Metrics:
     """The metrics of a run that has not begun."""
     return {
         "schema": METRICS_SCHEMA,
         "name": config.run_name,
         "model": config.model,
         "parameters": count_parameters(model),
+        "train_images": train_images,
         "status": "running",
         "pid": os.getpid(),
         "updated": "",
@@ -377,23 +426,36 @@ class Run:
     data: Data
     device: torch.device
     processes: Processes
-    model: nn.Module
+    model: nn.Module  # what is trained
     step_model: nn.Module  # the same network as a training step runs it: compiled, synchronized
+    average: AveragedModel | None  # of the weights, over the steps
     amp: bool
     optimizer: optim.Optimizer
     scheduler: LRScheduler
     metrics: Metrics
     log: Callable[[str], None]
     stop_requested: Callable[[], bool] = never
+    board: TensorBoardLog | None = None
+    after_epoch: Callable[[Metrics], None] = nobody_listens
     started: float = field(default_factory=time.perf_counter)  # the first batch, from then on
 
     @property
     def files(self) -> RunFiles:
         return self.config.files
 
+    @property
+    def result(self) -> nn.Module:
+        """The network that is evaluated and saved."""
+        if self.average is None:
+            return self.model
+        averaged: nn.Module = self.average.module
+        return averaged
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Be where the run was when ``checkpoint`` was written."""
         self.model.load_state_dict(checkpoint["model"])
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint["average"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.data.generator.set_state(checkpoint["data"])
@@ -407,11 +469,11 @@ class Run:
         if other:
             changes = ", ".join(f"{k} {before['environment'][k]} -> {now['environment'][k]}" for k in other)
             self.log(f"Note: not as when the checkpoint was written, so the last bits may differ: {changes}.")
-        self.metrics = {**before, **{key: now[key] for key in ("config", "environment", "pid")}}
+        self.metrics = {**before, **{key: now[key] for key in ("config", "environment", "pid", "train_images")}}
 
     @property
     def epochs_done(self) -> int:
-        return len(self.metrics["test_acc"])
+        return len(self.metrics["train_acc"])
 
     def train(self) -> None:
         """All epochs, or those that are still to come."""
@@ -434,6 +496,7 @@ class Run:
             self.report_epoch(epoch)
             self.save_checkpoint()
             self.save_metrics("running")
+            self.after_epoch(self.metrics)
 
     def train_batches(self, batches: Iterable[Batch], recorder: "StepRecorder") -> None:
         """Train on ``batches`` with the run's schedule and precision."""
@@ -446,20 +509,23 @@ class Run:
             recorder.step,
             self.amp,
             self.config.label_smoothing,
+            self.average,
             part_weights(self.data.train_size, self.config.batch_size, self.processes),
         )
         recorder.fetch()
 
     def evaluate_epoch(self) -> None:
-        """Evaluate on the test images, and on those held out, if any."""
+        """Evaluate on the test images and on those held out, as far as there are any."""
         self.processes.copy_buffers(self.model)
+        if self.average is not None:
+            self.processes.copy_buffers(self.average)
         for split, batches in (("test", self.data.test), ("val", self.data.val)):
             if batches is not None:
-                loss, accuracy = evaluate(self.model, batches, self.device, self.processes)
+                loss, accuracy = evaluate(self.result, batches, self.device, self.processes)
                 if not math.isfinite(loss):
                     raise TrainingError(
-                        f"the {split} loss is {loss} after epoch {self.epochs_done}: the last steps left weights that"
-                        f" are not finite; {self.advice}"
+                        f"the {split} loss is {loss} after epoch {self.epochs_done - 1}: the last steps left weights"
+                        f" that are not finite; {self.advice}"
                     )
                 self.metrics[f"{split}_losses"].append(round(loss, 6))
                 self.metrics[f"{split}_acc"].append(round(accuracy, 4))
@@ -479,13 +545,17 @@ class Run:
         self.metrics["status"] = status
         self.metrics["updated"] = datetime.now(UTC).isoformat(timespec="milliseconds")
         save_metrics_json(self.metrics, self.files.name, self.config.output_dir, durable=status != "running")
+        if self.board is not None:
+            self.board.write(self.metrics)
+            if status != "running":
+                self.board.close()
 
     def save_results(self) -> None:
         """Write the files of a run that is done."""
         if not self.processes.is_main:
             return
-        save_model_params(self.model, self.files.name, self.config.output_dir)
-        save_model_summary(self.model, self.files.name, self.config.output_dir)
+        save_model_params(self.result, self.files.name, self.config.output_dir)
+        save_model_summary(self.result, self.files.name, self.config.output_dir)
         self.save_metrics("finished")
         plot_metrics(self.metrics, self.files.name, self.config.output_dir)
 
@@ -502,6 +572,7 @@ class Run:
             "config": asdict(self.config),
             "metrics": self.metrics,
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "data": self.data.generator.get_state(),
@@ -519,10 +590,12 @@ class Run:
 def epoch_line(metrics: Metrics, epoch: int) -> str:
     """What is printed of an epoch; of the test accuracies, the best so far is marked."""
     accuracies = metrics["test_acc"][: epoch + 1]
-    line = f"EPOCH: {epoch:<2} - Test Accuracy: {accuracies[-1]:.2f}%"
+    line = f"EPOCH: {epoch:<2}"
+    if accuracies:
+        line += f" - Test Accuracy: {accuracies[-1]:.2f}%"
     if metrics["val_acc"]:
         line += f" - Validation Accuracy: {metrics['val_acc'][epoch]:.2f}%"
-    if accuracies[-1] > max(accuracies[:-1], default=-1.0):
+    if accuracies and accuracies[-1] > max(accuracies[:-1], default=-1.0):
         line += " ← BEST"
     return line
 
@@ -539,7 +612,8 @@ class StepRecorder:
         self.waiting: list[torch.Tensor] = []  # loss summed over the images, right answers, images; one a step
         self.rates: list[float] = []
         self.correct, self.count = 0, 0
-        self.written = time.monotonic()
+        # a run's first batches are written at once: whoever watches it sees that it trains
+        self.written = time.monotonic() if run.metrics["train_losses"] else -math.inf
         # disable=None: no bar where the output is not a terminal, so that a log is not flooded
         self.bar = tqdm(
             total=run.data.train_size,

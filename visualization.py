@@ -106,8 +106,16 @@ def _no_such_run(path: Path, output_dir: OutputDir, ending: str) -> FileNotFound
 
 def save_metrics_json(metrics: Metrics, name: str, output_dir: OutputDir = None, durable: bool = True) -> Path:
     """Write ``metrics`` to ``outputs/NAME_metrics.json``, one line a field, and return that path."""
-    path = RunFiles(name, output_dir).metrics
-    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in metrics.items()]
+    return save_json(metrics, RunFiles(name, output_dir).metrics, durable)
+
+
+def save_json(fields: dict[str, Any], path: Path, durable: bool = True) -> Path:
+    """Write ``fields`` to ``path``, one line a field, and return that path.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in fields.items()]
     with atomic_write(path, durable) as file:
         file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
     return path

@@ -30,8 +30,8 @@ def dropped_positions(n: int, p: float) -> torch.Tensor:
     each success does what one draw for each trial does.
 
     Returns:
-        int64 [k], each in [0, n): the successes, ascending, then the first of them again and again. ``k`` depends on
-        ``n`` and ``p`` alone, so that torch.compile knows every shape.
+        int64 [k], each in [0, n): the successes, ascending. For torch.compile, which must know every shape, they are
+        followed by the first of them again and again.
     """
     # Eight standard deviations more than expected: the chance that n is not reached is below 1e-14.
     draws = math.ceil(n * p + 8.0 * math.sqrt(n * p) + 20.0)
@@ -39,7 +39,9 @@ def dropped_positions(n: int, p: float) -> torch.Tensor:
     # 1 - rand(), which is never 0
     gaps = torch.rand(draws).neg_().log1p_().mul_(1 / math.log1p(-p)).add_(1).long()
     positions = gaps.cumsum(0).sub_(1)
-    return torch.where(positions < n, positions, positions[0])
+    if torch.compiler.is_compiling():
+        return torch.where(positions < n, positions, positions[0])
+    return positions[: int(torch.searchsorted(positions, n))]
 
 
 def relu_norm_dropout(x: torch.Tensor, norm: nn.BatchNorm2d, p: float) -> torch.Tensor:
@@ -157,7 +159,7 @@ class _Fused(torch.autograd.Function):
         pixels = math.gcd(n, 16)  # side by side in a row: rows fill the vector registers and whole cache lines
         grad = _in_memory_order(grads[0].contiguous(memory_format=torch.channels_last))
         if positions is not None:  # zeroed in place and put back below: a copy of all others would cost more
-            dropped = grad[positions]
+            dropped = grad.take(positions)
             grad.index_put_((positions,), torch.zeros((), dtype=grad.dtype))
         grad_rows, x_rows = grad.view(-1, pixels * channels), _in_memory_order(x).view(-1, pixels * channels)
         _, *sums = torch.ops.aten.native_batch_norm_backward(

@@ -1,4 +1,3 @@
-import math
 import struct
 
 import pytest
@@ -6,43 +5,14 @@ from conftest import make_tiny_mnist, write_idx
 from PIL import Image
 
 import data_utils
-from data_utils import MAX_ROTATION, TensorBatches, load_data, load_images, normalize, rotate, split_indices
+from data_utils import TensorBatches, load_data, load_images, normalize, split_indices
 from file_utils import UsageError
 from imports import torch, transforms
 from mnist_files import DataError
+from policies import POLICIES
 
 CPU = torch.device("cpu")
-
-
-def source_coordinates(degrees: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where in the original (x, y, in pixels, cell i is [i, i + 1)) each output pixel's centre comes from."""
-    angle = math.radians(degrees)
-    y, x = torch.meshgrid(torch.arange(28.0).double() - 13.5, torch.arange(28.0).double() - 13.5, indexing="ij")
-    return x * math.cos(angle) - y * math.sin(angle) + 14, x * math.sin(angle) + y * math.cos(angle) + 14
-
-
-@pytest.mark.parametrize("degrees", [-7.0, -5.21, -1.0, 0.0, 0.3, 3.0, 6.66, 7.0, 30.0])
-def test_rotation_is_pils_pixel_for_pixel(mnist, degrees):
-    images, _ = load_images(mnist, train=True)
-    images = images[:100]
-    ours = rotate(images.unsqueeze(1).float(), torch.full((100,), degrees)).squeeze(1)
-    # what transforms.RandomRotation((-7, 7), fill=(1,)) calls with the angle that it drew
-    pil = [transforms.functional.rotate(Image.fromarray(image.numpy()), degrees, fill=(1,)) for image in images]
-    theirs = torch.stack([transforms.functional.pil_to_tensor(image).squeeze(0) for image in pil]).float()
-    different = (ours != theirs).any(0)
-    # PIL counts in 1/65536 of a pixel and we in float32, so they may part where a source lies on a cell's edge
-    x, y = source_coordinates(degrees)
-    on_an_edge = ((x - x.round()).abs() < 1e-3) | ((y - y.round()).abs() < 1e-3)
-    assert not (different & ~on_an_edge).any()
-    assert (ours != theirs).float().mean() < 0.005
-
-
-def test_rotation_turns_counter_clockwise_and_fills_with_one():
-    image = torch.zeros(1, 1, 28, 28)
-    image[0, 0, 13:15, 22:26] = 200.0  # to the right of the centre
-    turned = rotate(image, torch.tensor([90.0]))
-    assert turned[0, 0, 2:6, 13:15].eq(200).all()  # now above it
-    assert rotate(image, torch.tensor([45.0]))[0, 0, 0, 0] == 1
+ROTATE = POLICIES["rotate"]
 
 
 def test_normalize_is_torchvisions_to_the_last_bit():
@@ -83,7 +53,7 @@ def test_the_pipelines_augment_alike(mnist):
     """Not the same draws, but the same distribution: the mean image of many draws, pixel by pixel."""
     images, labels = load_images(mnist, train=True)
     chosen, rounds = images[:20], 300
-    batches = TensorBatches(chosen, labels[:20], 20, MAX_ROTATION, torch.Generator().manual_seed(0))
+    batches = TensorBatches(chosen, labels[:20], 20, ROTATE, torch.Generator().manual_seed(0))
     batches_mean = torch.zeros(28, 28)
     for _ in range(rounds):
         batches_mean += next(iter(batches))[0].mean((0, 1)) / rounds
@@ -107,7 +77,7 @@ def test_every_image_has_its_own_angle():
     images = torch.zeros(50, 28, 28, dtype=torch.uint8)
     images[:, 4:24, 13:15] = 255  # one and the same bar
     generator = torch.Generator().manual_seed(0)
-    batch, _ = next(iter(TensorBatches(images, torch.zeros(50, dtype=torch.long), 50, MAX_ROTATION, generator)))
+    batch, _ = next(iter(TensorBatches(images, torch.zeros(50, dtype=torch.long), 50, ROTATE, generator)))
     assert len({tuple(image.flatten().tolist()) for image in batch}) > 20
 
 
@@ -122,9 +92,9 @@ def test_the_seed_decides(tiny_mnist, pipeline):
     assert not torch.equal(first_epoch(5), first_epoch(6))
 
 
-def test_a_rotation_needs_a_generator():
+def test_augmentation_needs_a_generator():
     with pytest.raises(ValueError, match="needs a generator"):
-        TensorBatches(torch.zeros(1, 28, 28, dtype=torch.uint8), torch.zeros(1, dtype=torch.long), 1, 7.0)
+        TensorBatches(torch.zeros(1, 28, 28, dtype=torch.uint8), torch.zeros(1, dtype=torch.long), 1, ROTATE)
 
 
 def test_batches_share_no_memory_with_the_data_set():

@@ -92,10 +92,11 @@ def test_the_three_as_one_are_the_three_one_by_one(shape, layout, p):
 
 
 @pytest.mark.usefixtures("implementation")
-def test_in_bfloat16_it_is_about_the_same():
+@pytest.mark.parametrize("channels", [8, 10])
+def test_in_bfloat16_it_is_about_the_same(channels):
     torch.manual_seed(0)
-    norm = nn.BatchNorm2d(8)
-    values, grad = torch.randn(32, 8, 12, 12).bfloat16(), torch.randn(32, 8, 12, 12).bfloat16()
+    norm = nn.BatchNorm2d(channels)
+    values, grad = (torch.randn(32, channels, 12, 12).bfloat16() for _ in range(2))
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         x = values.to(dtype).requires_grad_()

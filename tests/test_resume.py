@@ -78,7 +78,10 @@ def fails(arguments, capsys) -> str:
 
 
 @pytest.mark.parametrize("scheduler", ["step", "onecycle"])
-@pytest.mark.parametrize("refinements", [{}, {"amp": True}, {"pipeline": "torchvision", "val_split": 60}])
+@pytest.mark.parametrize(
+    "refinements",
+    [{}, {"amp": True}, {"pipeline": "torchvision", "val_split": 60}, {"augment": "elastic", "ema_decay": 0.9}],
+)
 def test_stopped_at_any_batch_and_resumed(settings, tmp_path, scheduler, refinements):
     if refinements.get("amp") and not has_bfloat16(torch.device("cpu")):
         pytest.skip("this processor has no bfloat16")
@@ -147,18 +150,20 @@ def test_killed_at_random_moments(tmp_path, launcher, scheduler, kills):
 
     files, moments = RunFiles("run", tmp_path / "killed"), random.Random(7)
     arguments += [str(files.root)]
-    checkpoints = (files.checkpoint, files.previous_checkpoint)
+
+    def resume() -> list[str]:  # a kill in the first epoch leaves nothing to go on from
+        return ["--resume"] if files.checkpoint.exists() or files.previous_checkpoint.exists() else []
+
     for _ in range(kills):
         before = files.metrics.read_bytes() if files.metrics.exists() else b""
-        resume = ["--resume"] if any(path.exists() for path in checkpoints) else []
-        process = start(launcher, [*arguments, *resume])
+        process = start(launcher, [*arguments, *resume()])
         while process.poll() is None and (not files.metrics.exists() or files.metrics.read_bytes() == before):
             time.sleep(0.005)  # until it has begun to train
         time.sleep(moments.uniform(0, 0.4))
         assert process.poll() is None, process.stderr.read()
         kill_all(process)
         process.stderr.close()
-    last = start(launcher, [*arguments, "--resume"])
+    last = start(launcher, [*arguments, *resume()])
     assert last.wait(300) == 0, last.stderr.read()
     assert digest(files.root) == digest(tmp_path / "whole")
     assert not list(tmp_path.rglob("*.partial"))

@@ -1,13 +1,15 @@
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
 import trainer
+from data_utils import load_data
 from file_utils import UsageError
-from imports import F, nn, optim, torch
+from imports import AveragedModel, F, get_ema_multi_avg_fn, nn, optim, torch
 from model_strategy import get_strategy
 from train_config import TrainConfig
 from trainer import TrainingError, TrainResult, evaluate, train_and_evaluate, train_one_epoch
@@ -198,6 +200,43 @@ def test_train_one_epoch_is_sgd_with_momentum():
     assert [(size, rate) for _, _, size, rate in reported] == [(6, 0.1)] * 3
 
 
+def test_the_moving_average_of_the_weights_is_its_closed_form():
+    torch.manual_seed(0)
+    model = get_strategy("1").build()
+    decay, batches = 0.6, [(torch.randn(8, 1, 28, 28), torch.randint(0, 10, (8,))) for _ in range(5)]
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    steps = []
+
+    def record(*_report):
+        steps.append({key: value.clone() for key, value in model.state_dict().items()})
+
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    train_one_epoch(model, batches, optimizer, None, CPU, record, average=average)
+    # after n steps decay^(n - 1) of the first step's, and (1 - decay) * decay^(n - k) of each later step k's
+    weights = [decay ** (len(steps) - 1), *((1 - decay) * decay ** (len(steps) - k) for k in range(2, len(steps) + 1))]
+    assert sum(weights) == pytest.approx(1)
+    averaged = average.module.state_dict()
+    for key in ("stem.0.0.weight", "stem.0.2.weight", "stem.0.2.running_mean", "stem.0.2.running_var", "output.weight"):
+        expected = sum(weight * step[key] for weight, step in zip(weights, steps, strict=True))
+        torch.testing.assert_close(averaged[key], expected)
+        assert not torch.equal(averaged[key], steps[-1][key])
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_with_a_moving_average_the_average_is_evaluated_and_saved(run, tiny_mnist, compile):
+    if compile and shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler here")
+    result = run(ema_decay=0.9, compile=compile)
+    checkpoint = torch.load(result.files.checkpoint, weights_only=True)
+    saved = torch.load(result.files.params, weights_only=True)
+    for key, value in saved.items():
+        assert torch.equal(value, checkpoint["average"][f"module.{key}"])
+    assert not torch.equal(saved["output.weight"], checkpoint["model"]["output.weight"])
+    network = load_model_params(get_strategy("1").build(), "mnist_model_1", result.files.root)
+    data = load_data(tiny_mnist, 64, CPU, seed=1)
+    assert evaluate(network, data.test, CPU)[1] == pytest.approx(result.metrics["test_acc"][-1], abs=1e-4)
+
+
 def test_threads(run):
     before = torch.get_num_threads()
     try:
@@ -256,3 +295,36 @@ def test_label_smoothing_is_torchs(smoothing):
         model, batches, optimizer, None, CPU, lambda *report: reported.append(report), label_smoothing=smoothing
     )
     torch.testing.assert_close(reported[0][0], expected.detach())
+
+
+@pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
+def test_a_run_without_the_test_set_is_the_same_run(tiny_mnist, tmp_path, pipeline):
+    config = TrainConfig(
+        epochs=3, val_split=100, batch_size=20, pipeline=pipeline, data_dir=str(tiny_mnist), output_dir=str(tmp_path)
+    )
+    config.files.make_folders()
+    heard: list[list[float]] = []
+    runs = []
+    for with_test in (True, False):
+        run = trainer.prepare_run(
+            config,
+            CPU,
+            log=lambda line: None,
+            after_epoch=lambda metrics: heard.append(list(metrics["val_acc"])),
+            with_test=with_test,
+        )
+        run.train()
+        runs.append(run)
+    with_test, without = runs
+    assert [len(run.metrics["test_acc"]) for run in runs] == [3, 0]
+    history = with_test.metrics["val_acc"]
+    assert without.metrics["val_acc"] == history
+    assert heard == 2 * [history[:1], history[:2], history]
+    weights = without.model.state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in with_test.model.state_dict().items())
+
+
+def test_momentum_is_a_setting(tiny_mnist, tmp_path):
+    config = TrainConfig(momentum=0.5, data_dir=str(tiny_mnist), output_dir=str(tmp_path))
+    config.files.make_folders()
+    assert trainer.prepare_run(config, CPU).optimizer.param_groups[0]["momentum"] == 0.5

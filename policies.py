@@ -1,0 +1,76 @@
+"""Augmentation policies: how far a training image may change, by name.
+
+    policy = get_policy("affine", strength=0.5)
+
+Needs no torch, so that a wrong name is told at once; ``augmentation.py`` applies a policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imports import torch
+
+GRID = 5  # control points of an elastic deformation, along each side
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How far an image may change; of each range its own uniform draw, either way."""
+
+    rotation: float = 0.0  # degrees
+    shift: float = 0.0  # pixels, along x and along y
+    scale: float = 0.0  # part of the size
+    shear: float = 0.0  # degrees
+    elastic: float = 0.0  # pixels that each control point moves, along x and along y
+    thickness: float = 0.0  # from the image towards its 3x3 dilation or erosion: 1 is all the way
+    erase: float = 0.0  # pixels: the side of a black square somewhere in the image is at most this
+    nearest: bool = False  # rotation alone, taking the nearest pixel; otherwise all of it at once, bilinear
+
+    @property
+    def draws(self) -> int:
+        """Uniform draws that an image takes."""
+        if self.nearest:
+            return 1
+        return sum(count for _, count in self._parts())
+
+    def _parts(self) -> list[tuple[str, int]]:
+        wanted = {
+            "affine": (5, any((self.rotation, self.shift, self.scale, self.shear))),
+            "elastic": (2 * GRID * GRID, self.elastic),
+            "thickness": (1, self.thickness),
+            "erase": (3, self.erase),
+        }
+        return [(name, count) for name, (count, is_used) in wanted.items() if is_used]
+
+    def split(self, draws: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``draws`` [N, self.draws] as what each part of the policy takes."""
+        parts = self._parts()
+        return dict(zip((name for name, _ in parts), draws.split([count for _, count in parts], dim=1), strict=True))
+
+
+_AFFINE = Policy(rotation=10.0, shift=1.5, scale=0.1, shear=8.0)
+
+POLICIES = {
+    "none": Policy(),
+    "rotate": Policy(rotation=7.0, nearest=True),  # the specification's
+    "affine": _AFFINE,
+    "elastic": replace(_AFFINE, elastic=1.5),  # Simard et al. 2003, "Best practices for convolutional networks"
+    "thickness": replace(_AFFINE, thickness=0.5),
+    "erase": replace(_AFFINE, erase=8.0),  # Zhong et al. 2017, arXiv:1708.04896
+}
+
+
+def get_policy(name: str, strength: float = 1.0) -> Policy:
+    """The policy ``name``, every range of it times ``strength``.
+
+    Raises:
+        ValueError: there is none of this name; the message lists those there are.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"augment: {name!r} is not known; choose from {', '.join(POLICIES)}")
+    policy = POLICIES[name]
+    ranges = ("rotation", "shift", "scale", "shear", "elastic", "thickness", "erase")
+    return replace(policy, **{key: getattr(policy, key) * strength for key in ranges})

@@ -1,0 +1,117 @@
+"""What the network sees: training images and what a policy makes of them, and how fast the policy is.
+
+    python -m tools.augment --policy affine
+    python -m tools.augment --policy elastic --strength 2 --digits 6 --draws 12
+
+Writes ``plots/augment_POLICY.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from file_utils import PROJECT_DIR, UsageError, atomic_write
+from main import OneLineParser, exit_status
+from policies import POLICIES, Policy, get_policy
+
+if TYPE_CHECKING:
+    from imports import Figure, torch
+
+TIMED_BATCHES, BATCH_SIZE = 50, 128
+
+
+def contact_sheet(originals: torch.Tensor, drawn: Sequence[torch.Tensor], title: str) -> Figure:
+    """A row an image: the original, then its draws.
+
+    Args:
+        originals: grey levels 0-255 [N, 1, H, W].
+        drawn: each of the same shape.
+    """
+    from imports import Figure
+
+    figure = Figure(figsize=(0.8 * (len(drawn) + 1), 0.8 * len(originals) + 0.7), layout="constrained")
+    panels = figure.subplots(len(originals), len(drawn) + 1, squeeze=False)
+    for column, images in enumerate([originals, *drawn]):
+        for panel, image in zip(panels[:, column], images, strict=True):
+            panel.imshow(image.squeeze(0), cmap="gray", vmin=0, vmax=255)
+            panel.set_axis_off()
+    panels[0, 0].set_title("original", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def images_per_second(policy: Policy, images: torch.Tensor) -> tuple[float, float, float]:
+    """Median, minimum and maximum over batches of 128; ``images`` are float grey levels [N, 1, H, W]."""
+    from augmentation import augment
+    from imports import torch
+
+    rates = []
+    for _ in range(TIMED_BATCHES):
+        batch = images[torch.randint(len(images), (BATCH_SIZE,))]
+        began = time.perf_counter()
+        augment(batch, policy, torch.rand(BATCH_SIZE, policy.draws))
+        rates.append(BATCH_SIZE / (time.perf_counter() - began))
+    return statistics.median(rates), min(rates), max(rates)
+
+
+def show(args: argparse.Namespace) -> int:
+    """Write the sheet and print the speed."""
+    for name, largest in (("digits", 100), ("draws", 100), ("strength", 10), ("seed", 2**63 - 1)):
+        smallest = 1 if name in ("digits", "draws") else 0
+        if not smallest <= getattr(args, name) <= largest:
+            raise UsageError(f"{name}: {getattr(args, name)} is not allowed; it must be from {smallest} to {largest}")
+    try:
+        policy = get_policy(args.policy, args.strength)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    from augmentation import augment
+    from data_utils import load_images
+    from imports import torch
+
+    images, labels = load_images(args.data_dir, train=True)
+    # the first of each digit, then the second of each, as far as asked for
+    order = torch.stack([(labels == digit).nonzero()[: 1 + args.digits // 10, 0] for digit in range(10)], dim=1)
+    originals = images[order.flatten()[: args.digits]].unsqueeze(1).float()
+    torch.manual_seed(args.seed)
+    drawn = [augment(originals, policy, torch.rand(len(originals), policy.draws)) for _ in range(args.draws)]
+    strength = "" if args.strength == 1 else f", strength {args.strength:g}"
+    path = args.output_dir / "plots" / f"augment_{args.policy}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        contact_sheet(originals, drawn, f"--augment {args.policy}{strength}").savefig(file, format="png", dpi=100)
+    rate, slowest, fastest = images_per_second(policy, images[:10_000].unsqueeze(1).float())
+    print(
+        f"{args.policy}{strength}: {rate:,.0f} images/s ({slowest:,.0f}-{fastest:,.0f}), median of {TIMED_BATCHES}"
+        f" batches of {BATCH_SIZE} on {torch.get_num_threads()} threads; {path}"
+    )
+    return 0
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = OneLineParser(description="Contact sheet and speed of an augmentation policy.", allow_abbrev=False)
+    parser.add_argument("--policy", default="affine", help=f"one of {', '.join(POLICIES)} (affine)")
+    parser.add_argument("--strength", type=float, default=1.0, help="factor of the policy's ranges (1)")
+    parser.add_argument("--digits", type=int, default=10, help="how many images (10)")
+    parser.add_argument("--draws", type=int, default=10, help="how many draws of each (10)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--data_dir", type=Path, default=PROJECT_DIR / "data")
+    parser.add_argument("--output_dir", type=Path, default=PROJECT_DIR)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    return exit_status(parser, lambda: show(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
