@@ -57,10 +57,11 @@ def test_throughput(tiny_mnist, tmp_path):
     assert [row["label"] for row in rows] == [
         "naive reference",
         "default",
+        "--amp",
         "--amp --compile",
         "--amp --compile --batch_size 512",
     ]
-    assert [row["batch_size"] for row in rows] == [60, 60, 60, 512]
+    assert [row["batch_size"] for row in rows] == [60, 60, 60, 60, 512]
     for row in rows:
         assert row["label"] in done.stdout
         assert len(row["images_per_second"]) == 2

@@ -11,6 +11,7 @@ drifts is as fair to all of them. ``accuracy`` is resumable: a finished seed is 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -22,19 +23,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from data_utils import load_images
-from file_utils import PROJECT_DIR, UsageError, atomic_write
+from file_utils import PROJECT_DIR, CommandError, UsageError, atomic_write
 from imports import Figure, FileLock, torch
-from main import INTERRUPTED, OneLineParser, add_training_flags
-from mnist_files import DataError, ensure_mnist
+from main import OneLineParser, add_training_flags, check_at_least, exit_status
+from mnist_files import ensure_mnist
 from model_strategy import get_strategy
 from models.receptive_field import receptive_fields
 from train_config import TrainConfig
@@ -45,7 +46,7 @@ BEST_BATCH = 512  # images a step at which the cores do the most
 MATRIX = 2048  # side of the float32 matrix product that stands for what the cores can do
 
 
-class BenchmarkError(RuntimeError):
+class BenchmarkError(CommandError):
     """A run of the benchmark failed; one line says which and how."""
 
 
@@ -61,10 +62,11 @@ class Setting:
 
 
 def settings_to_compare(batch_size: int) -> list[Setting]:
-    """The reference, the command as it is, its best flags, and those at the batch size that suits them best."""
+    """The reference, the command as it is, without and with a compiler in bfloat16, and at the batch size for that."""
     return [
         Setting("naive reference", batch_size, naive=True),
         Setting("default", batch_size),
+        Setting("--amp", batch_size, amp=True),
         Setting("--amp --compile", batch_size, amp=True, compile=True),
         Setting(f"--amp --compile --batch_size {BEST_BATCH}", BEST_BATCH, amp=True, compile=True),
     ]
@@ -140,16 +142,16 @@ def _ask(worker: Connection, setting: Setting, images: int | None = None) -> Any
 def _worker(connection: Connection, setting: Setting, model: str, data_dir: str) -> None:
     """Train as ``setting`` says, as many images as each message asks for; answer with images/s. 0 ends it."""
     with tempfile.TemporaryDirectory() as output_dir:
-        steps = (
-            _naive_steps(setting, model, data_dir) if setting.naive else _steps(setting, model, data_dir, output_dir)
+        train = (
+            _naive_training(setting, model, data_dir)
+            if setting.naive
+            else _training(setting, model, data_dir, output_dir)
         )
-        for _ in range(5):  # compiles, allocates
-            next(steps)
+        train(5)  # compiles, allocates
         connection.send("ready")
         while images := connection.recv():
-            began, done = time.perf_counter(), 0
-            while done < images:
-                done += next(steps)
+            began = time.perf_counter()
+            done = train(math.ceil(images / setting.batch_size))
             connection.send(done / (time.perf_counter() - began))
     connection.send(_peak_mib())
 
@@ -164,15 +166,17 @@ def _peak_mib() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
-def _naive_steps(setting: Setting, model: str, data_dir: str) -> Iterator[int]:
+def _naive_training(setting: Setting, model: str, data_dir: str) -> Callable[[int], int]:
+    """A function that takes so many steps of the reference's loop and returns how many images they had."""
     from tools.naive import NaiveTraining
 
     training = NaiveTraining(data_dir, model, epochs=1000, batch_size=setting.batch_size)
-    while True:
-        yield from training.train_batches()
+    steps = itertools.chain.from_iterable(training.train_batches() for _ in itertools.count())
+    return lambda count: sum(itertools.islice(steps, count))
 
 
-def _steps(setting: Setting, model: str, data_dir: str, output_dir: str) -> Iterator[int]:
+def _training(setting: Setting, model: str, data_dir: str, output_dir: str) -> Callable[[int], int]:
+    """The same for the command's own loop."""
     config = TrainConfig(
         model=model,
         scheduler="onecycle",
@@ -186,11 +190,18 @@ def _steps(setting: Setting, model: str, data_dir: str, output_dir: str) -> Iter
     )
     config.files.make_folders()
     run = prepare_run(config, torch.device("cpu"))
-    while True:
-        with StepRecorder(run, 0) as recorder:
-            for batch in run.data.train:
-                run.train_batches([batch], recorder)
-                yield len(batch[1])
+    recorder = StepRecorder(run, 0)
+    batches = itertools.chain.from_iterable(run.data.train for _ in itertools.count())
+
+    def train(count: int) -> int:
+        before = recorder.count
+        while count > 0:  # an epoch at most, as the loop is asked for
+            steps = min(count, len(run.data.train))
+            run.train_batches(itertools.islice(batches, steps), recorder)
+            count -= steps
+        return recorder.count - before
+
+    return train
 
 
 def multiply_adds(model: str) -> int:
@@ -210,6 +221,18 @@ def matrix_flops() -> float:
     return 2 * MATRIX**3 / best
 
 
+def forward_ms(model: torch.nn.Module, images: int = 1, passes: int = 50) -> float:
+    """The median time of ``images`` at once through ``model``, which is in evaluation mode, in milliseconds."""
+    batch = torch.zeros(images, 1, 28, 28)
+    times = []
+    with torch.inference_mode():
+        for _ in range(passes + 5):
+            began = time.perf_counter()
+            model(batch)
+            times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times[5:])  # the first passes allocate
+
+
 def print_throughput(model: str, rows: Sequence[dict[str, Any]]) -> None:
     """One model's rows as a table."""
     print(f"\nmodel {model}: images/s, medians of {len(rows[0]['images_per_second'])} interleaved rounds")
@@ -227,16 +250,17 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     labels = [row["label"] for row in next(iter(results["models"].values()))]
-    colors = ["#bdbdbd", "#9ecae1", "#4292c6", "#08519c"]
+    colors = ["#bdbdbd", "#c6dbef", "#9ecae1", "#4292c6", "#08519c"]
+    width = 0.8 / len(labels)
     for number, (label, color) in enumerate(zip(labels, colors, strict=True)):
         rows = [rows[number] for rows in results["models"].values()]
-        places = [group + (number - 1.5) * 0.2 for group in range(len(rows))]
+        places = [group + (number - (len(labels) - 1) / 2) * width for group in range(len(rows))]
         medians = [row["median"] for row in rows]
         spread = [
             [row["median"] - min(row["images_per_second"]) for row in rows],
             [max(row["images_per_second"]) - row["median"] for row in rows],
         ]
-        bars = axes.bar(places, medians, width=0.19, color=color, label=label, yerr=spread, ecolor="#555555")
+        bars = axes.bar(places, medians, width=0.95 * width, color=color, label=label, yerr=spread, ecolor="#555555")
         ratios = [f"{row['ratio']:.1f}x" if number else "" for row in rows]
         axes.bar_label(bars, ratios, fontsize=9, padding=2)
     axes.set_xticks(range(len(results["models"])), [f"model {model}" for model in results["models"]])
@@ -301,7 +325,7 @@ def _run_quietly(command: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 # What does not make a series another one: where its files are, how many cores it had, which of its runs this is.
-NOT_OF_A_SERIES = ("seed", "name", "data_dir", "output_dir", "threads", "device")
+NOT_OF_A_SERIES = ("seed", "name", "data_dir", "output_dir", "threads", "device", "tensorboard")
 KNOWN_TO_NAIVE = ("model", "epochs", "scheduler", "max_lr", "batch_size")
 
 
@@ -394,16 +418,25 @@ def _describe(recipe: dict[str, Any]) -> str:
     return ", ".join([f"model {recipe['model']}", *changed[:4]])
 
 
-def _run_command(config: TrainConfig, seed: int, threads: int) -> dict[str, float]:
-    """Train once by the command itself, in a process of its own."""
-    with tempfile.TemporaryDirectory() as output_dir:
-        settings = asdict(config) | {"seed": seed, "threads": threads, "name": "run", "output_dir": output_dir}
-        settings["data_dir"] = str(config.data_folder.resolve())
-        config_file = Path(output_dir) / "run.toml"
+def train_in_a_process(config: TrainConfig) -> float:
+    """Train by the command itself, in a process of its own. Returns the seconds that the whole command took.
+
+    Raises:
+        BenchmarkError: it failed.
+    """
+    settings = asdict(config) | {"data_dir": str(config.data_folder.resolve())}
+    with tempfile.TemporaryDirectory() as folder:
+        config_file = Path(folder) / "run.toml"
         config_file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items() if v is not None))
         began = time.perf_counter()
         _run_quietly([sys.executable, str(PROJECT_DIR / "main.py"), "--config", str(config_file)])
-        wall = time.perf_counter() - began
+        return time.perf_counter() - began
+
+
+def _run_command(config: TrainConfig, seed: int, threads: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as output_dir:
+        run = replace(config, seed=seed, threads=threads, name="run", output_dir=output_dir)
+        wall = train_in_a_process(run)
         metrics = load_metrics_json("run", output_dir)
     split = "val" if config.val_split else "test"
     return {
@@ -507,26 +540,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    try:
-        for name in ("rounds", "images", "batch_size", "seeds", "jobs"):
-            if getattr(args, name, 1) < 1:
-                raise UsageError(f"{name}: {getattr(args, name)} is not allowed; it must be at least 1")
-        if args.command == "throughput":
-            if args.processes < 0 or args.processes == 1:
-                raise UsageError(f"processes: {args.processes} is not allowed; it must be at least 2")
-            return throughput(args)
-        names = {spec.name for spec in fields(TrainConfig)}
-        given = {key: value for key, value in vars(args).items() if key in names}
-        args.config = getattr(args, "config", None)
-        return accuracy(args, given)
-    except UsageError as error:
-        parser.error(str(error))
-    except (BenchmarkError, DataError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; what is finished is kept", file=sys.stderr)
-        return INTERRUPTED
+    return exit_status(parser, lambda: run(args), "interrupted; what is finished is kept")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The subcommand that the arguments name."""
+    check_at_least(args, rounds=1, images=1, batch_size=1, seeds=1, jobs=1)
+    if args.command == "throughput":
+        if args.processes < 0 or args.processes == 1:
+            raise UsageError(f"processes: {args.processes} is not allowed; it must be at least 2")
+        return throughput(args)
+    names = {spec.name for spec in fields(TrainConfig)}
+    given = {key: value for key, value in vars(args).items() if key in names}
+    args.config = getattr(args, "config", None)
+    return accuracy(args, given)
 
 
 if __name__ == "__main__":
