@@ -1,0 +1,125 @@
+"""Measure a trained network on the test set.
+
+python -m tools.evaluate --name mnist_model_1
+python -m tools.evaluate --ensemble ensemble
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from file_utils import DamagedFileError, UsageError
+from main import OneLineParser, exit_status
+from train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from imports import nn
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command's flags. Those that are not given are not in the result."""
+    parser = OneLineParser(
+        prog="python -m tools.evaluate",
+        description="Accuracy, errors, calibration, robustness and saliency of a trained network.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--name", help="the run whose network is measured (mnist_model_1)")
+    which.add_argument("--ensemble", metavar="NAME", help="the ensemble to measure instead")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps; auto is cuda where there is one (auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's choice")
+    parser.add_argument("--data_dir", help="folder with MNIST/raw; default: the project's data")
+    parser.add_argument("--output_dir", help="where outputs and plots are; default: the project")
+    return parser
+
+
+def load_network(config: TrainConfig, ensemble: bool) -> tuple[nn.Module, int]:
+    """The network, in evaluation mode, and how many training images were held out when it was trained.
+
+    Raises:
+        UsageError: there is no such run or ensemble, it is not finished, or its network is not registered.
+        DamagedFileError: a file of it is damaged.
+    """
+    from model_strategy import get_strategy
+    from visualization import load_metrics_json, load_model_params
+
+    try:
+        if ensemble:
+            from tools.ensemble import load_ensemble
+
+            return load_ensemble(config.run_name, config.output_dir), 0
+        metrics = load_metrics_json(config.run_name, config.output_dir)
+        model = load_model_params(get_strategy(metrics["model"]).build(), config.run_name, config.output_dir)
+    except DamagedFileError:
+        raise
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{'ensemble' if ensemble else 'name'}: {error}") from None
+    if metrics["status"] != "finished":
+        raise UsageError(f"name: {config.run_name} is not finished; its metrics say that it is {metrics['status']}")
+    return model, metrics["config"]["val_split"]
+
+
+def run(config: TrainConfig, ensemble: bool) -> None:
+    """Measure, print the tables, write the JSON and the pictures."""
+    from data_utils import load_images, split_indices
+    from hardware import keep_freed_memory, resolve_device
+    from imports import torch
+
+    device = resolve_device(config.device)
+    model, val_split = load_network(config, ensemble)
+    model = model.to(device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+
+    from file_utils import atomic_write
+    from tools.evaluate.figures import all_figures
+    from tools.evaluate.report import evaluate_network, print_evaluation
+    from visualization import save_json
+
+    files = config.files
+    files.make_folders()
+    test = load_images(config.data_folder, train=False)
+    held_out = None
+    if val_split:
+        images, labels = load_images(config.data_folder, train=True)
+        chosen = split_indices(labels, val_split)[1]
+        held_out = images[chosen], labels[chosen]
+    evaluation = evaluate_network(config.run_name, model, test, held_out, device)
+    print_evaluation(evaluation)
+    written = [save_json(evaluation, files.metrics.with_name(f"{files.name}_evaluation.json"))]
+    for what, figure in all_figures(evaluation, model, *test, device).items():
+        path = files.plot.with_name(f"{files.name}_{what}.png")
+        with atomic_write(path) as file:
+            figure.savefig(file, format="png", dpi=90)
+        written.append(path)
+    for path in written:
+        print(f"  {_shown(path)}")
+
+
+def _shown(path: Path) -> Path:
+    path, here = path.resolve(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status: 0 done, 1 it failed, 2 a mistake in the arguments."""
+    parser = get_args_parser()
+    given: dict[str, Any] = vars(parser.parse_args(argv))
+    ensemble = given.pop("ensemble", None)
+
+    def command() -> int:
+        run(TrainConfig(**given) if ensemble is None else TrainConfig(**given, name=ensemble), ensemble is not None)
+        return 0
+
+    return exit_status(parser, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""Images spoilt in 16 ways at 5 strengths each, after MNIST-C (Mu and Gilmer 2019, arXiv:1906.02337).
+
+corrupt(images, "fog", strength=3)      # uint8 [N, 28, 28] -> the same
+
+CORRUPTIONS lists them with their strengths. Those marked MNIST-C have the values of its authors' code
+(github.com/google-research/mnist-c, corruptions.py), in which every corruption has 5 severities although the published
+images are of one each. Where it knows one severity only, or measures in another way, the strengths are this module's.
+Not among them is its 16th, canny_edges, which has no strength. The draws are our own, so that the images are not those
+of the published files, but of the same kind.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torchvision.transforms import v2
+
+from imports import F, torch
+
+SEED = 0
+SIZE = 28  # pixels, height and width
+FOG_MAP = 256  # pixels; the side of the clouds that a window of 28 x 28 is cut from
+FOG_MAPS = 64  # different ones
+MUD = 63 / 255  # grey level of spatter
+SPOT = 2.0  # pixels; the standard deviation of the blur that makes spots of mud
+LINE_WIDTH = 2.3  # pixels either way within which a line fades to nothing
+
+Images = torch.Tensor  # float [N, 1, 28, 28], from 0 (black) to 1
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One way to spoil images: ``apply(images, strengths[strength - 1], generator)``."""
+
+    apply: Callable[[Images, Any, torch.Generator], Images]
+    strengths: tuple[Any, ...]
+    meaning: str  # of a strength's value
+    source: str
+
+
+def corrupt(images: torch.Tensor, name: str, strength: int, seed: int = SEED) -> torch.Tensor:
+    """Spoil grey levels uint8 [N, 28, 28]; the same seed gives the same images, and the strengths share their draws.
+
+    Args:
+        name: one of CORRUPTIONS.
+        strength: 1 to 5.
+    """
+    corruption = CORRUPTIONS[name]
+    generator = torch.Generator().manual_seed(seed)
+    clean = images.unsqueeze(1).float() / 255
+    spoilt = corruption.apply(clean, corruption.strengths[strength - 1], generator)
+    return spoilt.clamp(0, 1).mul(255).round().to(torch.uint8).squeeze(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# noise
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shot_noise(images: Images, photons: float, generator: torch.Generator) -> Images:
+    """Each pixel counts photons, which arrive at random."""
+    return torch.poisson(images * photons, generator) / photons
+
+
+def impulse_noise(images: Images, share: float, generator: torch.Generator) -> Images:
+    """A share of the pixels turns black or white, as often the one as the other."""
+    draws = torch.rand(images.shape, generator=generator)
+    return torch.where(draws < share / 2, 0.0, torch.where(draws > 1 - share / 2, 1.0, images))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# blur
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def gaussian_blur(images: Images, sigma: float, generator: torch.Generator) -> Images:
+    """Out of focus. Draws nothing."""
+    reach = math.ceil(4 * sigma)
+    blurred: Images = v2.functional.gaussian_blur(images, 2 * reach + 1, sigma)
+    return blurred
+
+
+def glass_blur(images: Images, values: tuple[float, int, int], generator: torch.Generator) -> Images:
+    """Through frosted glass: blurred, pixels swapped with neighbours, blurred again."""
+    sigma, distance, rounds = values
+    pixels = gaussian_blur(images, sigma, generator).flatten(1).t().contiguous()  # [784, N]: a row a pixel
+    n = len(images)
+    for _ in range(rounds):
+        for row in range(SIZE - distance, distance, -1):
+            shape = (SIZE, n)
+            swapped = torch.rand(shape, generator=generator) < 0.5
+            down, right = (torch.randint(-distance, distance, shape, generator=generator) for _ in range(2))
+            for column in range(SIZE - distance, distance, -1):
+                here = row * SIZE + column
+                there = here + torch.where(swapped[column], down[column] * SIZE + right[column], 0).unsqueeze(0)
+                value, other = pixels[here].clone(), pixels.gather(0, there)
+                pixels.scatter_(0, there, value.unsqueeze(0))
+                pixels[here] = other[0]
+    return gaussian_blur(pixels.t().reshape(images.shape), sigma, generator)
+
+
+def motion_blur(images: Images, values: tuple[int, float], generator: torch.Generator) -> Images:
+    """Smeared in a direction of up to 45 degrees from the horizontal, fading as half a Gaussian.
+
+    As ImageMagick does it: a weighted mean of copies, each a pixel further.
+    """
+    reach, sigma = values
+    angles = (torch.rand(len(images), generator=generator) * 2 - 1) * (math.pi / 4)
+    unit = torch.eye(2, 3).repeat(len(images), 1, 1)
+    smeared, weights = torch.zeros_like(images), 0.0
+    for step in range(2 * reach + 1):
+        weight = math.exp(-(step**2) / (2 * sigma**2))
+        unit[:, 0, 2], unit[:, 1, 2] = angles.cos() * (2 * step / SIZE), angles.sin() * (2 * step / SIZE)
+        grid = F.affine_grid(unit, list(images.shape), align_corners=False)
+        smeared += weight * F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        weights += weight
+    return smeared / weights
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# geometry: each image one way or the other, by its own draw
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _affine(
+    images: Images,
+    angle: float = 0.0,
+    translate: tuple[float, float] = (0, 0),
+    scale: float = 1.0,
+    shear: tuple[float, float] = (0.0, 0.0),
+) -> Images:
+    """About the centre, bilinear, black from outside; angles in degrees."""
+    moved: Images = v2.functional.affine(
+        images, angle, list(translate), scale, list(shear), interpolation=v2.InterpolationMode.BILINEAR
+    )
+    return moved
+
+
+def _either_way(images: Images, generator: torch.Generator, move: Callable[[Images, int], Images]) -> Images:
+    forward = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(forward.view(-1, 1, 1, 1), move(images, 1), move(images, -1))
+
+
+def shear(images: Images, factor: float, generator: torch.Generator) -> Images:
+    """Slanted: every row a part of a pixel further than the one below."""
+    degrees = math.degrees(math.atan(factor))
+    return _either_way(images, generator, lambda part, sign: _affine(part, shear=(sign * degrees, 0.0)))
+
+
+def rotate(images: Images, radians: float, generator: torch.Generator) -> Images:
+    """Turned."""
+    degrees = math.degrees(radians)
+    return _either_way(images, generator, lambda part, sign: _affine(part, angle=sign * degrees))
+
+
+def translate(images: Images, pixels: int, generator: torch.Generator) -> Images:
+    """Off the centre, along a diagonal."""
+    images = _either_way(images, generator, lambda part, sign: _affine(part, translate=(sign * pixels, 0)))
+    return _either_way(images, generator, lambda part, sign: _affine(part, translate=(0, sign * pixels)))
+
+
+def scale(images: Images, factor: float, generator: torch.Generator) -> Images:
+    """Smaller. Draws nothing."""
+    return _affine(images, scale=factor)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# light
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def brightness(images: Images, added: float, generator: torch.Generator) -> Images:
+    """Every pixel brighter. Draws nothing."""
+    return (images + added).clamp(max=1)
+
+
+def contrast(images: Images, factor: float, generator: torch.Generator) -> Images:
+    """Every pixel nearer to the image's mean. Draws nothing."""
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (images - mean) * factor + mean
+
+
+def stripe(images: Images, columns: int, generator: torch.Generator) -> Images:
+    """Black and white exchanged at the left and the right. Draws nothing."""
+    outside = torch.ones(SIZE, dtype=torch.bool)
+    outside[columns : SIZE - columns] = False
+    return torch.where(outside, 1 - images, images)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# weather and dirt
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fog(images: Images, values: tuple[float, float], generator: torch.Generator) -> Images:
+    """Clouds in front, each image with a window of its own out of larger ones."""
+    thickness, decay = values
+    clouds = _plasma(decay, generator)
+    which, top, left = (
+        torch.randint(high, (len(images), 1, 1), generator=generator) for high in (FOG_MAPS, *(FOG_MAP,) * 2)
+    )
+    line = torch.arange(SIZE)
+    windows = clouds[which, (top + line.view(1, -1, 1)) % FOG_MAP, (left + line) % FOG_MAP].unsqueeze(1)
+    white = images.amax((1, 2, 3), keepdim=True)
+    return (images + thickness * windows) * white / (white + thickness)
+
+
+def _plasma(decay: float, generator: torch.Generator) -> torch.Tensor:
+    """Clouds [64, 256, 256] from 0 to 1 that tile the plane, by the diamond-square algorithm.
+
+    Fournier, Fussell and Carpenter 1982, doi:10.1145/358523.358553. From one octave to the next the draws become
+    ``decay`` squared times smaller, since MNIST-C's code multiplies with its decaying number twice.
+    """
+    heights = torch.zeros(FOG_MAPS, FOG_MAP, FOG_MAP)
+    step, size = FOG_MAP, 1.0
+
+    def around(corners: list[torch.Tensor]) -> torch.Tensor:
+        draws = torch.rand(corners[0].shape, generator=generator) * 2 - 1
+        return torch.stack(corners).mean(0) + size * draws
+
+    while step > 1:
+        half = step // 2
+        corner = heights[:, ::step, ::step]
+        right, below = corner.roll(-1, 2), corner.roll(-1, 1)
+        heights[:, half::step, half::step] = around([corner, right, below, right.roll(-1, 1)])
+        centre = heights[:, half::step, half::step]
+        heights[:, ::step, half::step] = around([corner, right, centre, centre.roll(1, 1)])
+        heights[:, half::step, ::step] = around([corner, below, centre, centre.roll(1, 2)])
+        step, size = half, size / decay**2
+    lowest, highest = heights.amin((1, 2), keepdim=True), heights.amax((1, 2), keepdim=True)
+    return (heights - lowest) / (highest - lowest)
+
+
+def spatter(images: Images, share: float, generator: torch.Generator) -> Images:
+    """Spots of dark grey mud over a share of the image: where blurred noise is highest."""
+    noise = gaussian_blur(torch.randn(images.shape, generator=generator), SPOT, generator)
+    threshold = noise.flatten(1).quantile(1 - share, dim=1).view(-1, 1, 1, 1)
+    return torch.where(noise > threshold, MUD, images)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# lines drawn over the digit
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def dotted_line(images: Images, lines: int, generator: torch.Generator) -> Images:
+    """Dots of two columns, as far apart, from the left edge to the right."""
+    columns = torch.arange(SIZE)
+    dots = (columns % 4 >= 2) & (columns < SIZE - 1)
+    for _ in range(lines):
+        start, end = torch.randint(SIZE - 1, (2, len(images), 1), generator=generator)
+        images = _draw(images, start + (end - start) * columns / (SIZE - 1), dots)
+    return images
+
+
+def zigzag(images: Images, lines: int, generator: torch.Generator) -> Images:
+    """Lines that go up and down by two pixels, every eight columns the same."""
+    first, last = 2, 25
+    columns = torch.arange(SIZE)
+    waves = 2 - ((columns - first + 2) % 8 - 4).abs()  # 0 at the first column, 2 and -2 two and six columns further
+    inside = (columns >= first) & (columns < last)
+    for _ in range(lines):
+        start = torch.randint(SIZE - 1, (len(images), 1), generator=generator)
+        rise = torch.randint(-5, 5, (len(images), 1), generator=generator)
+        images = _draw(images, start + rise * (columns - first) / (last - first) + waves, inside)
+    return images
+
+
+def _draw(images: Images, rows: torch.Tensor, columns: torch.Tensor) -> Images:
+    """Draw a white curve that passes through the row ``rows[n, column]`` in the ``columns`` that are True."""
+    distance = (torch.arange(SIZE).view(1, -1, 1) - rows.unsqueeze(1)).abs() / LINE_WIDTH
+    ink = torch.where(columns, ((1 - distance).clamp(min=1e-6).log() + 1).clamp(min=0), 0.0)
+    return (images + ink.unsqueeze(1)).clamp(max=1)
+
+
+MNIST_C = "MNIST-C"
+CORRUPTIONS: dict[str, Corruption] = {
+    "shot_noise": Corruption(shot_noise, (60, 25, 12, 5, 3), "photons of a white pixel", MNIST_C),
+    "impulse_noise": Corruption(impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27), "share of the pixels", MNIST_C),
+    "gaussian_blur": Corruption(gaussian_blur, (1, 2, 3, 4, 6), "standard deviation, pixels", MNIST_C),
+    "glass_blur": Corruption(
+        glass_blur,
+        ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+        "blur, pixels; reach of a swap; rounds",
+        MNIST_C,
+    ),
+    "motion_blur": Corruption(
+        motion_blur, ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)), "reach, standard deviation, pixels", MNIST_C
+    ),
+    "shear": Corruption(shear, (0.2, 0.4, 0.6, 0.8, 1.0), "pixels a row", "MNIST-C's values, as radians there"),
+    "rotate": Corruption(rotate, (0.2, 0.4, 0.6, 0.8, 1.0), "radians", MNIST_C),
+    "translate": Corruption(translate, (1, 2, 3, 4, 5), "pixels, in both directions", MNIST_C),
+    "scale": Corruption(scale, (0.9, 0.8, 0.7, 0.6, 0.5), "factor", MNIST_C),
+    "brightness": Corruption(brightness, (0.1, 0.2, 0.3, 0.4, 0.5), "added, of white", MNIST_C),
+    "contrast": Corruption(contrast, (0.4, 0.3, 0.2, 0.1, 0.05), "factor", MNIST_C),
+    "stripe": Corruption(stripe, (1, 3, 5, 7, 9), "columns either side", "this module; MNIST-C's is the fourth"),
+    "fog": Corruption(fog, ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)), "thickness, smoothness", MNIST_C),
+    "spatter": Corruption(
+        spatter, (0.1, 0.2, 0.3, 0.4, 0.5), "share of the image", "this module; MNIST-C's are not in order"
+    ),
+    "dotted_line": Corruption(dotted_line, (1, 2, 3, 4, 5), "lines", "this module; MNIST-C's is the first"),
+    "zigzag": Corruption(zigzag, (1, 2, 3, 4, 5), "lines", "this module; MNIST-C's is the first"),
+}

@@ -1,0 +1,162 @@
+"""The pictures of an evaluation."""
+
+from typing import Any
+
+from imports import Figure, nn, torch
+from tools.evaluate.corruptions import corrupt
+from tools.evaluate.measures import CLASSES, integrated_gradients, wilson_interval
+from tools.evaluate.report import STRENGTHS, as_input, mean_corrupted_accuracy
+
+GALLERY = 60  # mistakes that the gallery shows at most
+COLUMNS = 10
+DARK, LIGHT, ORANGE = "#08519c", "#9ecae1", "#d95f0e"
+
+
+def all_figures(
+    evaluation: dict[str, Any], model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device
+) -> dict[str, Figure]:
+    """Every picture of ``evaluation`` by its name. ``images`` and ``labels`` are those it was made with."""
+    return {
+        "confusion": confusion_figure(evaluation),
+        "mistakes": mistakes_figure(evaluation, images),
+        "reliability": reliability_figure(evaluation),
+        "robustness": robustness_figure(evaluation, images),
+        "saliency": saliency_figure(evaluation, model, images, labels, device),
+    }
+
+
+def confusion_figure(evaluation: dict[str, Any]) -> Figure:
+    """The confusion matrix: mistakes in colour, the right answers on the diagonal left white."""
+    counts = torch.tensor(evaluation["confusion"])
+    mistakes = counts - counts.diag().diag()
+    figure = Figure(figsize=(6, 5.6), layout="constrained")
+    axes = figure.subplots()
+    highest = max(int(mistakes.max()), 1)
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=highest)
+    for true, row in enumerate(counts.tolist()):
+        for predicted, count in enumerate(row):
+            if count:
+                color = "#777777" if true == predicted else "white" if count > 0.6 * highest else "black"
+                axes.text(predicted, true, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
+    axes.set(xlabel="predicted digit", ylabel="true digit", xticks=range(CLASSES), yticks=range(CLASSES))
+    axes.set_title(f"{evaluation['name']}: {len(evaluation['mistakes'])} mistakes in {evaluation['images']:,} images")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def mistakes_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figure:
+    """The mistakes, the most confident first."""
+    mistakes = evaluation["mistakes"]
+    shown = mistakes[:GALLERY]
+    rows = max((len(shown) + COLUMNS - 1) // COLUMNS, 1)
+    figure = Figure(figsize=(COLUMNS, 1.14 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for panel in panels:
+        panel.axis("off")
+    for panel, mistake in zip(panels, shown, strict=False):
+        panel.imshow(images[mistake["index"]], cmap="gray_r", interpolation="nearest")
+        panel.set_title(_verdict(mistake), fontsize=8)
+    which = (
+        f"all {len(mistakes)}" if len(shown) == len(mistakes) else f"the {len(shown)} most confident of {len(mistakes)}"
+    )
+    figure.suptitle(f"{evaluation['name']}: {which} mistakes; true → predicted digit, confidence", fontsize=12)
+    return figure
+
+
+def _verdict(mistake: dict[str, Any]) -> str:
+    return f"{mistake['true']} → {mistake['predicted']}  {100 * mistake['confidence']:.1f} %"
+
+
+def reliability_figure(evaluation: dict[str, Any]) -> Figure:
+    """Accuracy against confidence with a 95 % interval, and how many images there are of each confidence."""
+    measured = evaluation["calibration"]
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 100], [0, 100], color="#777777", linewidth=1, linestyle="--", label="perfect calibration")
+    label = f"as it is: ECE {measured['ece']:.2f} %"
+    _draw_reliability(upper, measured["bins"], DARK, "o", label)
+    if measured["bins_scaled"] is not None:
+        label = f"at temperature {measured['temperature']:.2f}: ECE {measured['ece_scaled']:.2f} %"
+        _draw_reliability(upper, measured["bins_scaled"], ORANGE, "s", label)
+    upper.set(ylabel="accuracy [%]", ylim=(-2, 102), title=f"{evaluation['name']}: reliability")
+    upper.legend(frameon=False, loc="upper left")
+    for row in measured["bins"]:
+        lower.bar(
+            row["from"], row["images"], width=row["to"] - row["from"], align="edge", color=LIGHT, edgecolor="white"
+        )
+        middle = (row["from"] + row["to"]) / 2
+        lower.annotate(f"{row['images']:,}", (middle, row["images"]), ha="center", va="bottom", fontsize=7)
+    lower.set(xlabel="confidence [%]", ylabel="images", yscale="log", xlim=(0, 100.5))
+    lower.margins(y=0.25)
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_reliability(axes: Any, bins: list[dict[str, Any]], color: str, marker: str, label: str) -> None:
+    confidences = [row["confidence"] for row in bins]
+    accuracies = [row["accuracy"] for row in bins]
+    intervals = [wilson_interval(row["correct"], row["images"]) for row in bins]
+    bars = [
+        [accuracy - low for accuracy, (low, _) in zip(accuracies, intervals, strict=True)],
+        [high - accuracy for accuracy, (_, high) in zip(accuracies, intervals, strict=True)],
+    ]
+    axes.errorbar(confidences, accuracies, yerr=bars, fmt=marker, color=color, capsize=2, markersize=5, label=label)
+
+
+def robustness_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figure:
+    """A panel a corruption: accuracy against its strength, with the first test image at strengths 1, 3 and 5."""
+    corruptions = evaluation["corruptions"]
+    columns = 4
+    figure = Figure(figsize=(11, 2.3 * ((len(corruptions) + columns - 1) // columns) + 0.5), layout="constrained")
+    panels = figure.subplots(-(-len(corruptions) // columns), columns, sharex=True, sharey=True).flatten()
+    for panel, (name, accuracies) in zip(panels, corruptions.items(), strict=True):
+        panel.plot([0, *STRENGTHS], [evaluation["accuracy"], *accuracies], color=DARK, marker="o", markersize=4)
+        panel.set(title=name.replace("_", " "), xticks=(0, *STRENGTHS), xlim=(-0.3, 5.8), yticks=(0, 50, 100))
+        panel.set_ylim(0, 148)
+        for strength in (1, 3, 5):
+            thumbnail = panel.inset_axes((strength - 0.6, 107, 1.2, 40), transform=panel.transData)
+            image = corrupt(images[:1], name, strength)[0]
+            thumbnail.imshow(image, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
+            thumbnail.set(xticks=(), yticks=())
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("strength (0: the test images as they are)")
+    figure.supylabel("accuracy [%]")
+    figure.suptitle(
+        f"{evaluation['name']}: {len(corruptions)} corruptions at 5 strengths,"
+        f" mean accuracy {mean_corrupted_accuracy(corruptions):.1f} %"
+    )
+    return figure
+
+
+def saliency_figure(
+    evaluation: dict[str, Any], model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device
+) -> Figure:
+    """What speaks for the predicted digit and what against it: of each digit the first that is right, and mistakes."""
+    verdict = {mistake["index"]: mistake for mistake in evaluation["mistakes"]}
+    right = torch.ones(len(labels), dtype=torch.bool)
+    right[list(verdict)] = False
+    firsts = [int(index) for digit in range(CLASSES) for index in (right & (labels == digit)).nonzero()[:1, 0]]
+    groups = [group for group in (firsts, list(verdict)[:COLUMNS]) if group]
+    figure = Figure(figsize=(COLUMNS, 2.24 * len(groups) + 0.5), layout="constrained")
+    panels = figure.subplots(2 * len(groups), COLUMNS, squeeze=False)
+    for panel in panels.flatten():
+        panel.axis("off")
+    for number, group in enumerate(groups):
+        inputs = as_input(images[group], device)
+        with torch.inference_mode():
+            digits = model(inputs).argmax(1)
+        attributions = integrated_gradients(model, inputs, digits).cpu()
+        for column, (index, digit, attribution) in enumerate(zip(group, digits.tolist(), attributions, strict=True)):
+            above, below = panels[2 * number, column], panels[2 * number + 1, column]
+            above.imshow(images[index], cmap="gray_r", interpolation="nearest")
+            above.set_title(_verdict(verdict[index]) if index in verdict else f"{digit}", fontsize=8)
+            limit = float(attribution.abs().max())
+            below.imshow(attribution, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    figure.suptitle(
+        f"{evaluation['name']}: integrated gradients; red speaks for the predicted digit, blue against it", fontsize=12
+    )
+    return figure
