@@ -1,0 +1,370 @@
+"""Several networks that vote.
+
+    python -m tools.ensemble                              # models 1, 2 and 3, five seeds each, by --config reference
+    python -m tools.ensemble --models 3 --seeds 10 --config fast --name fast_vote
+    python -m tools.ensemble --members mnist_model_1 mnist_model_2 --method soft
+
+    from tools.ensemble import load_ensemble
+    log_probabilities = load_ensemble("ensemble")(images)   # used like any network
+
+Members that are not there are trained first. How they vote is chosen, and the weights and the temperature are fitted,
+on held-out training images, with twins of the members that were not trained on those: same settings, same seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_utils import load_images, split_indices
+from file_utils import DamagedFileError, RunFiles, UsageError
+from imports import F, nn, torch
+from main import OneLineParser, check_at_least, exit_status
+from model_strategy import get_strategy, known_models
+from tools.benchmark import forward_ms, train_in_a_process, write_json
+from tools.evaluate.measures import expected_calibration_error, fit_temperature, predict, scale, wilson_interval
+from tools.evaluate.report import as_input
+from train_config import TrainConfig
+from trainer import environment
+from visualization import count_parameters, load_metrics_json, load_model_params
+
+ENSEMBLE_SCHEMA = 1
+METHODS = ("soft", "hard", "weighted")
+HELD_OUT = 1 / 6  # part of the training images that the twins do not see: 10,000 of MNIST's 60,000
+CPU = torch.device("cpu")
+
+
+def vote(log_probabilities: torch.Tensor, method: str, weights: Sequence[float]) -> torch.Tensor:
+    """What several networks say together.
+
+    Args:
+        log_probabilities: [M, N, 10] of M members.
+        method: ``soft``: the mean of the probabilities; ``weighted``: their mean with ``weights``; ``hard``: the share
+            of the members that chose a digit, where the mean probability decides between digits with as many votes.
+        weights: of the members, with sum 1.
+
+    Returns:
+        Log-probabilities [N, 10].
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    members = len(log_probabilities)
+    mean = log_probabilities.logsumexp(0) - math.log(members)
+    if method == "soft":
+        return mean
+    if method == "weighted":
+        of_members = torch.tensor(weights, device=mean.device).log().view(-1, 1, 1)
+        return (log_probabilities + of_members).logsumexp(0)
+    if method == "hard":
+        votes = F.one_hot(log_probabilities.argmax(2), log_probabilities.shape[2]).sum(0)
+        return ((votes + mean.exp()) / (members + 1)).log()  # less than a vote more
+    raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
+
+
+class Ensemble(nn.Module):
+    """[N, 1, 28, 28] normalised images -> [N, 10] log-probabilities of all members' vote, in evaluation mode."""
+
+    def __init__(self, members: Sequence[nn.Module], method: str, weights: Sequence[float], temperature: float) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.method, self.weights, self.temperature = method, list(weights), temperature
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        said = vote(torch.stack([member(images) for member in self.members]), self.method, self.weights)
+        return scale(said, self.temperature)
+
+
+def load_ensemble(name: str = "ensemble", output_dir: str | os.PathLike[str] | None = None) -> Ensemble:
+    """The ensemble that ``outputs/NAME.json`` describes, with its members' weights.
+
+    Raises:
+        FileNotFoundError: it or a member is not there.
+        DamagedFileError: a file is not what it should be.
+    """
+    path = description_path(RunFiles(name, output_dir))
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; python -m tools.ensemble --name {name} makes it")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        if description["schema"] != ENSEMBLE_SCHEMA or description["kind"] != "ensemble":
+            raise ValueError("it is of another schema")
+        named = list(zip(description["members"], description["models"], description["weights"], strict=True))
+        voting = description["method"], description["weights"], float(description["temperature"])
+        members = [load_model_params(get_strategy(model).build(), member, output_dir) for member, model, _ in named]
+        return Ensemble(members, *voting)
+    except FileNotFoundError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{path} does not describe an ensemble: {error}") from None
+
+
+def description_path(files: RunFiles) -> Path:
+    """``outputs/NAME.json``."""
+    return files.metrics.with_name(f"{files.name}.json")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# how they vote
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Voting:
+    """A way to vote, and what it gave on the held-out images."""
+
+    method: str
+    weights: list[float]
+    temperature: float
+    accuracy: float  # percent
+    loss: float  # mean negative log-likelihood, at this temperature
+
+
+def fit_votings(log_probabilities: torch.Tensor, labels: torch.Tensor, models: Sequence[str]) -> list[Voting]:
+    """Fit every method on images that the members were not trained on.
+
+    Args:
+        log_probabilities: [M, N, 10].
+        labels: int64 [N].
+        models: the network of each member; those of one network have the same weight, since they differ by chance.
+    """
+    equal = [1 / len(models)] * len(models)
+    votings = []
+    for method in METHODS:
+        weights = fit_weights(log_probabilities, labels, models) if method == "weighted" else equal
+        said = vote(log_probabilities, method, weights)
+        right = said.argmax(1) == labels
+        temperature = 1.0 if bool(right.all()) else fit_temperature(said, labels)  # without a mistake none is best
+        loss = F.nll_loss(scale(said, temperature), labels).item()
+        accuracy = 100.0 * right.float().mean().item()
+        votings.append(Voting(method, weights, temperature, accuracy, loss))
+    return votings
+
+
+def fit_weights(log_probabilities: torch.Tensor, labels: torch.Tensor, models: Sequence[str]) -> list[float]:
+    """The weights of the members' probabilities with the least negative log-likelihood, one a network, with sum 1."""
+    from scipy.optimize import minimize
+
+    kinds = sorted(set(models))
+    of_member = torch.tensor([kinds.index(model) for model in models])
+    right = log_probabilities.double().gather(2, labels.expand(len(models), -1).unsqueeze(2)).squeeze(2)
+
+    def loss(logits: Any) -> float:
+        log_weights = F.log_softmax(torch.as_tensor(logits)[of_member], dim=0)
+        return -(right + log_weights.unsqueeze(1)).logsumexp(0).mean().item()
+
+    best = minimize(loss, torch.zeros(len(kinds), dtype=torch.float64).numpy(), method="Nelder-Mead")
+    weights: list[float] = torch.as_tensor(best.x)[of_member].softmax(0).tolist()
+    return weights
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# members and their twins
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def twin_of(member: TrainConfig, held_out: int) -> TrainConfig:
+    """The same run without ``held_out`` of the training images; the member itself if it has held out some."""
+    if member.val_split:
+        return member
+    return replace(member, name=f"{member.run_name}_held_out", val_split=held_out)
+
+
+def is_trained(config: TrainConfig) -> bool:
+    """Whether the run is there and finished.
+
+    Raises:
+        UsageError: there is one of this name with other settings.
+    """
+    try:
+        metrics = load_metrics_json(config.run_name, config.output_dir)
+    except FileNotFoundError:
+        return False
+    if metrics["status"] != "finished":
+        return False
+    where_and_how = ("name", "data_dir", "output_dir", "device", "threads")
+    saved, wanted = asdict(TrainConfig(**metrics["config"])), asdict(config)
+    other = [key for key in wanted if key not in where_and_how and wanted[key] != saved[key]]
+    if other:
+        raise UsageError(
+            f"name: the run {config.run_name} is there with another {', '.join(other)}; choose another --name, or"
+            " remove that run"
+        )
+    return config.files.params.exists()
+
+
+def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
+    """The runs that the arguments name.
+
+    Raises:
+        UsageError: a run that is named is not there, or two of them hold out different numbers of images.
+    """
+    if not args.members:
+        common = {"data_dir": args.data_dir, "output_dir": args.output_dir}
+        return [
+            TrainConfig.from_sources(
+                common | {"model": model, "seed": seed, "name": f"{args.name}_model_{model}_seed_{seed}"}, args.config
+            )
+            for model in args.models
+            for seed in range(args.first_seed, args.first_seed + args.seeds)
+        ]
+    members = []
+    for name in args.members:
+        try:
+            metrics = load_metrics_json(name, args.output_dir)
+        except FileNotFoundError as error:
+            raise UsageError(f"members: {error}") from None
+        if metrics["status"] != "finished":
+            raise UsageError(f"members: {name} is not finished; its metrics say that it is {metrics['status']}")
+        here = {"name": name, "data_dir": args.data_dir, "output_dir": args.output_dir}
+        members.append(TrainConfig(**{**metrics["config"], **here}))
+    held_out = {member.val_split for member in members}
+    if len(held_out) > 1:
+        raise UsageError(
+            f"members: they hold out different numbers of images ({', '.join(map(str, sorted(held_out)))}); take"
+            " members that agree"
+        )
+    return members
+
+
+def train_missing(runs: Sequence[TrainConfig], jobs: int) -> None:
+    """Train those that are not there, ``jobs`` at a time."""
+    missing = [run for run in runs if not is_trained(run)]
+    if not missing:
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    print(f"{len(missing)} of {len(runs)} runs to train, {jobs} at a time, {threads} threads each", flush=True)
+
+    def train(run: TrainConfig) -> None:
+        seconds = train_in_a_process(replace(run, threads=threads))
+        print(f"{run.run_name}: trained in {seconds:.1f} s", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(train, missing))
+
+
+def predictions(runs: Sequence[TrainConfig], inputs: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities [M, N, 10] of the networks of ``runs``."""
+    networks = (load_model_params(get_strategy(run.model).build(), run.run_name, run.output_dir) for run in runs)
+    return torch.stack([predict(network, inputs) for network in networks])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the command
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build(args: argparse.Namespace) -> dict[str, Any]:
+    """Train what is missing, choose how to vote, measure, write ``outputs/NAME.json``, and return what it says."""
+    members = wanted_members(args)
+    models = [member.model for member in members]
+    images, labels = load_images(members[0].data_folder, train=True)
+    twins = [twin_of(member, round(HELD_OUT * len(labels))) for member in members]
+    train_missing(members + [twin for twin in twins if twin not in members], args.jobs)
+
+    held_out = split_indices(labels, twins[0].val_split)[1]
+    said = predictions(twins, as_input(images[held_out], CPU))
+    votings = fit_votings(said, labels[held_out], models)
+    allowed = [voting for voting in votings if args.method in ("best", voting.method)]
+    chosen = max(allowed, key=lambda voting: (voting.accuracy, -voting.loss))
+
+    test_images, test_labels = load_images(members[0].data_folder, train=False)
+    inputs = as_input(test_images, CPU)
+    said = predictions(members, inputs)
+    singles = (said.argmax(2) == test_labels).float().mean(1).mul(100).tolist()
+    networks = [load_model_params(get_strategy(m.model).build(), m.run_name, m.output_dir) for m in members]
+    ensemble = Ensemble(networks, chosen.method, chosen.weights, chosen.temperature)
+    log_probabilities = predict(ensemble, inputs)
+    correct = int((log_probabilities.argmax(1) == test_labels).sum())
+    description = {
+        "schema": ENSEMBLE_SCHEMA,
+        "name": args.name,
+        "kind": "ensemble",
+        "members": [member.run_name for member in members],
+        "models": models,
+        "method": chosen.method,
+        "weights": chosen.weights,
+        "temperature": chosen.temperature,
+        "parameters": count_parameters(ensemble),
+        "accuracy": 100.0 * correct / len(test_labels),
+        "accuracy_interval": wilson_interval(correct, len(test_labels)),
+        "ece": expected_calibration_error(log_probabilities, test_labels),
+        "member_accuracies": [round(accuracy, 4) for accuracy in singles],
+        "latency_ms": {str(count): round(forward_ms(ensemble, count), 3) for count in (1, 100)},
+        "member_latency_ms": {str(count): round(forward_ms(networks[0], count), 3) for count in (1, 100)},
+        "held_out": {"images": len(held_out), "votings": [asdict(voting) for voting in votings]},
+        "environment": environment(CPU),
+    }
+    write_json(description_path(RunFiles(args.name, args.output_dir)), description)
+    return description
+
+
+def print_description(description: dict[str, Any]) -> None:
+    """How each method did on the held-out images, and the chosen one on the test set beside its members."""
+    held_out, singles = description["held_out"], description["member_accuracies"]
+    print(f"\nOn {held_out['images']:,} held-out images, by members that were not trained on them:")
+    print(f"{'vote':<10} {'accuracy':>9} {'loss':>8} {'temperature':>12}")
+    for voting in held_out["votings"]:
+        accuracy, loss, temperature = (voting[key] for key in ("accuracy", "loss", "temperature"))
+        mark = "  <- taken" if voting["method"] == description["method"] else ""
+        print(f"{voting['method']:<10} {accuracy:>8.2f}% {loss:>8.4f} {temperature:>12.2f}{mark}")
+    shares = dict(zip(description["models"], description["weights"], strict=True))
+    print("weight of a member: " + ", ".join(f"model {model} {weight:.3f}" for model, weight in shares.items()))
+    low, high = description["accuracy_interval"]
+    one, hundred = (description["latency_ms"][count] for count in ("1", "100"))
+    one_alone, hundred_alone = (description["member_latency_ms"][count] for count in ("1", "100"))
+    print(
+        f"\n{description['name']}: {description['accuracy']:.2f} % on the test set (95 % interval"
+        f" {low:.2f}-{high:.2f}), ECE {description['ece']:.2f} %\n"
+        f"its {len(singles)} members alone: mean {statistics.mean(singles):.2f} %,"
+        f" {min(singles):.2f}-{max(singles):.2f}\n"
+        f"{description['parameters']:,} parameters; one image {one:.2f} ms (a member {one_alone:.2f}), a hundred"
+        f" {hundred:.1f} ms ({hundred_alone:.1f}), {description['environment']['threads']} threads"
+    )
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = OneLineParser(description="Several networks that vote.", allow_abbrev=False)
+    parser.add_argument("--name", default="ensemble", help="of the ensemble and its file (ensemble)")
+    parser.add_argument("--members", nargs="+", metavar="RUN", help="saved runs that vote; default: those of the next")
+    parser.add_argument("--models", nargs="+", choices=known_models(), default=["1", "2", "3"], help="(1 2 3)")
+    parser.add_argument("--seeds", type=int, default=5, help="networks of each model (5)")
+    parser.add_argument("--first_seed", type=int, default=1, help="the first of them (1)")
+    parser.add_argument("--config", default="reference", help="their settings, as of main.py (reference)")
+    parser.add_argument(
+        "--method", choices=["best", *METHODS], default="best", help="how they vote; best: on held-out images"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="how many to train at once, the threads divided (1)")
+    parser.add_argument("--data_dir", default=None, help="folder with MNIST/raw; default: the project's data")
+    parser.add_argument("--output_dir", default=None, help="where outputs is; default: the project")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    return exit_status(parser, lambda: run(args), "interrupted; what is trained is kept")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the ensemble that the arguments name and print what it says."""
+    check_at_least(args, seeds=1, jobs=1)
+    RunFiles(args.name)  # checks the name
+    print_description(build(args))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
