@@ -1,0 +1,336 @@
+"""A trained network as one small file for a phone or a browser, measured in the runtime that will run it.
+
+    python -m tools.export --model 3                                   # ONNX and ExecuTorch, float32 and int8
+    python -m tools.export --name trial --format executorch --precision int8
+
+A file takes 28x28 grey levels as bytes, uint8 [N, 1, 28, 28], white on black, and returns ten probabilities an
+image, float32 [N, 10]; scaling and normalisation are inside. Quantisation looks at training images alone, and a file
+that loses more than ``--max_drop`` points on other training images gets no name. docs/mobile.md tells how an app runs
+the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import logging
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from file_utils import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, atomic_write
+from main import OneLineParser, exit_status
+from model_strategy import get_strategy, known_models
+
+if TYPE_CHECKING:
+    from imports import Figure, nn, torch
+    from tools.mobile_formats import Deployed, Format, Runner
+
+FORMATS = ("onnx", "executorch")
+PRECISIONS = ("fp32", "int8")
+EXPORT_SCHEMA = 1
+
+CALIBRATION_IMAGES = 1000  # whose activations give int8 its ranges
+CALIBRATION_SEED = 0  # which ones
+# The rest of the training images is held out from calibration: a sixth, balanced by class, the split of --val_split.
+HELD_OUT = 6
+
+EVAL_BATCH = 100
+# Latency: images at once -> runs in a row of one runtime before it is the next one's turn
+BURSTS = {1: 10, 100: 1}
+ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some images uint8 [N, 1, 28, 28], their labels [N], and what the float32 network makes of them."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    expected: torch.Tensor  # probabilities [N, 10]
+
+
+def export(args: argparse.Namespace) -> int:
+    """Make, measure and write the files. Returns the exit status: 1 if a file was refused."""
+    from data_utils import load_images, split_indices
+    from imports import torch
+    from tools import mobile_formats
+    from tools.benchmark import write_figure, write_json
+    from trainer import environment
+
+    files = RunFiles(args.name, args.output_dir)
+    deployed = mobile_formats.Deployed(load_network(args.model, args.name, args.output_dir)).eval()
+    train_images, train_labels = load_images(args.data_dir, train=True)
+    rest, held_out_places = split_indices(train_labels, len(train_labels) // HELD_OUT)
+    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(CALIBRATION_SEED))
+    calibration = train_images[rest[order[:CALIBRATION_IMAGES]]].unsqueeze(1)
+
+    def pytorch(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            output: torch.Tensor = deployed(images)
+        return output
+
+    def with_expected(images: torch.Tensor, labels: torch.Tensor) -> Images:
+        images = images.unsqueeze(1)
+        return Images(images, labels, probabilities(pytorch, images))
+
+    held_out = with_expected(train_images[held_out_places], train_labels[held_out_places])
+    test = with_expected(*load_images(args.data_dir, train=False))
+    weights_sha256 = hashlib.sha256(files.params.read_bytes()).hexdigest()
+
+    formats = FORMATS if args.format == "all" else (args.format,)
+    precisions = PRECISIONS if args.precision == "all" else (args.precision,)
+    kinds = list(itertools.product(formats, precisions))
+    rows: list[dict[str, Any]] = []
+    runners: dict[str, Runner] = {"pytorch": pytorch}
+    for name, precision in kinds:
+        form = mobile_formats.FORMATS[name]
+        path = files.params.with_name(f"{args.name}_{precision}.{form.suffix}")
+        metadata = {"name": args.name, "precision": precision, "weights_sha256": weights_sha256}
+        contents, run = make_file(form, deployed, calibration if precision == "int8" else None, metadata, test)
+        lost = compare(run, held_out)["drop"]
+        if lost > args.max_drop:
+            print(
+                f"tools.export: {path.name} loses {lost:.2f} points on {len(held_out.labels)} training images that it"
+                f" was not calibrated on, and max_drop is {args.max_drop:g}: not written",
+                file=sys.stderr,
+            )
+            continue
+        with atomic_write(path) as file:
+            file.write(contents)
+        row = {"file": path.name, "format": name, "precision": precision, "bytes": len(contents)}
+        rows.append(row | compare(run, test) | {"held_out_drop": lost})
+        runners[path.name] = run
+
+    if rows:
+        latency = measure_latency(runners, test.images)
+        versions = {form.runtime: version(form.runtime) for form in mobile_formats.FORMATS.values()}
+        results = {
+            "schema": EXPORT_SCHEMA,
+            "name": args.name,
+            "images": len(test.labels),
+            "held_out_images": len(held_out.labels),
+            "calibration_images": len(calibration),
+            "max_drop": args.max_drop,
+            "weights_sha256": weights_sha256,
+            "environment": environment(torch.device("cpu")) | versions,
+            "pytorch": {
+                "bytes": files.params.stat().st_size,
+                "accuracy": percent_right(test.expected, test.labels),
+                "held_out_accuracy": percent_right(held_out.expected, held_out.labels),
+                "latency_ms": latency["pytorch"],
+            },
+            "files": [row | {"latency_ms": latency[row["file"]]} for row in rows],
+        }
+        print_results(results)
+        write_json(files.metrics.with_name(f"{args.name}_export.json"), results)
+        write_figure(files.plot.with_name(f"{args.name}_export.png"), export_figure(results))
+    return 0 if len(rows) == len(kinds) else 1
+
+
+def make_file(
+    form: Format, deployed: Deployed, calibration: torch.Tensor | None, metadata: dict[str, str], test: Images
+) -> tuple[bytes, Runner]:
+    """The file's bytes and what runs them, given the images of the calibration (None: float32)."""
+    from data_utils import MEAN, STD
+
+    make = form.build(deployed, calibration)
+    metadata = metadata | {
+        "classes": "0 1 2 3 4 5 6 7 8 9",
+        "input": "uint8 [N, 1, 28, 28], grey levels, white on black",
+        "output": "float32 [N, 10], probabilities",
+        "preprocessing": f"inside this file: (grey / 255 - {MEAN}) / {STD}",
+        "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", form.runtime)),
+    }
+    # The file has its own accuracy in it, so it is made twice; the metadata does not touch the network.
+    accuracy = percent_right(probabilities(form.load(make(metadata)), test.images), test.labels)
+    metadata["accuracy"] = f"{accuracy:.2f} % of {len(test.labels)} test images"
+    contents = make(metadata)
+    return contents, form.load(contents)
+
+
+def load_network(model: str | None, name: str, output_dir: Path | None) -> nn.Module:
+    """The network of the run ``name`` in evaluation mode; ``model`` None: the one that its metrics name."""
+    from visualization import load_metrics_json, load_model_params
+
+    try:
+        if model is None:
+            model = load_metrics_json(name, output_dir)["model"]
+        return load_model_params(get_strategy(model).build(), name, output_dir)
+    except DamagedFileError:
+        raise
+    except (FileNotFoundError, ValueError, RuntimeError) as error:  # no such run, or another network's
+        raise UsageError(str(error)) from None
+
+
+def probabilities(run: Runner, images: torch.Tensor) -> torch.Tensor:
+    """[N, 10] of uint8 [N, 1, 28, 28]."""
+    from imports import torch
+
+    return torch.cat([run(batch) for batch in images.split(EVAL_BATCH)])
+
+
+def percent_right(found: torch.Tensor, labels: torch.Tensor) -> float:
+    """Percent of the images whose largest probability is that of their label."""
+    return 100 * int((found.argmax(1) == labels).sum()) / len(labels)
+
+
+def compare(run: Runner, images: Images) -> dict[str, float]:
+    """Accuracy in percent, points lost against float32, share of equal decisions, largest difference."""
+    found = probabilities(run, images.images)
+    accuracy = percent_right(found, images.labels)
+    return {
+        "accuracy": accuracy,
+        "drop": round(percent_right(images.expected, images.labels) - accuracy, 6),
+        "equal_decisions": float((found.argmax(1) == images.expected.argmax(1)).double().mean()),
+        "largest_difference": float((found - images.expected).abs().max()),
+    }
+
+
+def measure_latency(runners: Mapping[str, Runner], images: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Median milliseconds of a call on one thread, for 1 and for 100 images at once.
+
+    The runners take turns, so that a machine whose speed drifts is as fair to all of them.
+    """
+    from imports import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    latency: dict[str, dict[str, float]] = {name: {} for name in runners}
+    for size, burst in BURSTS.items():
+        batch = images[:size]
+        seconds: dict[str, list[float]] = {name: [] for name in runners}
+        for run in runners.values():  # the first calls allocate
+            for _ in range(10):
+                run(batch)
+        for _ in range(ROUNDS):
+            for name, run in runners.items():
+                for _ in range(burst):
+                    began = time.perf_counter()
+                    run(batch)
+                    seconds[name].append(time.perf_counter() - began)
+        for name, values in seconds.items():
+            latency[name][str(size)] = round(1000 * statistics.median(values), 4)
+    torch.set_num_threads(threads)
+    return latency
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """PyTorch and the files as a table."""
+    print(f"{results['name']}: {results['images']:,} test images, one thread, medians in turns")
+    print(
+        f"{'':<30} {'kB':>5} {'accuracy':>9} {'points lost':>11} {'equal':>8} {'largest diff.':>13}"
+        f" {'1 image':>9} {'100 images':>10}"
+    )
+    pytorch = results["pytorch"] | {"file": "PyTorch", "drop": 0.0, "equal_decisions": 1.0, "largest_difference": 0.0}
+    for row in (pytorch, *results["files"]):
+        print(
+            f"{row['file']:<30} {row['bytes'] / 1000:>5.1f} {row['accuracy']:>7.2f} % {row['drop']:>11.2f}"
+            f" {row['equal_decisions']:>8.2%} {row['largest_difference']:>13.1e}"
+            f" {row['latency_ms']['1']:>6.3f} ms {row['latency_ms']['100']:>7.2f} ms"
+        )
+
+
+def export_figure(results: Mapping[str, Any]) -> Figure:
+    """Size against test accuracy, with the line that the gate would draw there, and against latency."""
+    from imports import Figure, MaxNLocator
+
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    against_accuracy, against_latency = figure.subplots(1, 2)
+    labels = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
+    colors = {"onnx": "#d95f0e", "executorch": "#08519c"}
+    points = [("PyTorch", "#636363", "D", results["pytorch"])]
+    for row in results["files"]:
+        label = f"{labels[row['format']]} {row['precision']}"
+        points.append((label, colors[row["format"]], "o" if row["precision"] == "fp32" else "s", row))
+    for label, color, marker, row in points:
+        size, milliseconds = row["bytes"] / 1000, row["latency_ms"]["1"]
+        against_accuracy.plot(size, row["accuracy"], marker, color=color, markersize=8, label=label)
+        against_latency.plot(size, milliseconds, marker, color=color, markersize=8, label=label)
+        against_latency.annotate(
+            f"{milliseconds:.3f}",
+            (size, milliseconds),
+            textcoords="offset points",
+            xytext=(0, 8),
+            ha="center",
+            fontsize=9,
+        )
+    allowed = results["pytorch"]["accuracy"] - results["max_drop"]
+    against_accuracy.axhline(allowed, color="#636363", linestyle="--", linewidth=1)
+    against_accuracy.text(0, allowed, f" {results['max_drop']:g} points lost", va="bottom", fontsize=9)
+    against_accuracy.margins(y=0.3)
+    against_accuracy.yaxis.set_major_formatter("{x:.2f}")
+    against_accuracy.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    against_accuracy.set(ylabel="accuracy [%]", title=f"Accuracy on {results['images']:,} test images")
+    against_latency.set(ylabel="milliseconds", title="One image on one thread")
+    against_latency.set_ylim(0, 1.15 * max(row["latency_ms"]["1"] for *_, row in points))
+    for axes in (against_accuracy, against_latency):
+        axes.set_xlabel("size of the file [kB]")
+        axes.set_xlim(0, 1.1 * max(row["bytes"] for *_, row in points) / 1000)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    against_latency.legend(frameon=False, fontsize=9, loc="upper left")
+    figure.suptitle(f"{results['name']} exported")
+    return figure
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back what the exporters warn about their own insides; errors are raised, not logged."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = OneLineParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="examples:\n" + (__doc__ or "").split("\n\n")[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", choices=known_models(), help="which network; default: what the run's metrics say")
+    parser.add_argument("--name", help="which run; default: mnist_model_MODEL")
+    parser.add_argument("--format", choices=[*FORMATS, "all"], default="all", help="(all)")
+    parser.add_argument("--precision", choices=[*PRECISIONS, "all"], default="all", help="(all)")
+    parser.add_argument("--max_drop", type=float, default=0.1, help="points that a file may lose (0.1)")
+    parser.add_argument("--data_dir", type=Path, default=PROJECT_DIR / "data")
+    parser.add_argument("--output_dir", type=Path, help="folder of the run and its files; default: the project")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status: 0 done, 1 a file was refused or could not be written, 2 a mistake."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    return exit_status(parser, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the arguments, then export."""
+    if args.model is None and args.name is None:
+        raise UsageError("give --model or --name")
+    if not 0 <= args.max_drop <= 100:  # not a number neither
+        raise UsageError(f"max_drop: {args.max_drop} is not allowed; it must be from 0 to 100 points")
+    args.name = args.name or f"mnist_model_{args.model}"
+    RunFiles(args.name, args.output_dir)  # checks the name
+    with quiet():
+        return export(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The formats of tools.export: how a network becomes a file of each, and how the file's own runtime runs it.
+
+form = FORMATS["onnx"]
+contents = form.build(Deployed(network).eval(), None)({"classes": "0 1 2 3 4 5 6 7 8 9"})
+probabilities = form.load(contents)(images)     # uint8 [N, 1, 28, 28] -> float32 [N, 10]
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
+from executorch.exir import to_edge_transform_and_lower
+from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+from executorch.runtime import Runtime
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_static
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from data_utils import MEAN, STD
+from imports import nn, torch
+
+# ExecuTorch plans its memory when a file is made, for the most images that it will ever get at once.
+MAX_BATCH = 100
+
+Metadata = dict[str, str]
+Runner = Callable[[torch.Tensor], torch.Tensor]  # uint8 [N, 1, 28, 28] -> float32 [N, 10]
+
+
+class Deployed(nn.Module):
+    """A network with all that an app would have to do around it: uint8 [N, 1, 28, 28] -> probabilities [N, 10].
+
+    Args:
+        network: normalised [N, 1, 28, 28] -> log-probabilities [N, 10].
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        # As large as an image, though one number would do: XNNPACK then refuses an image of another size, where
+        # the convolutions and the pooling would take it.
+        self.register_buffer("mean", torch.full((1, 1, 28, 28), 255 * MEAN))
+        self.register_buffer("std", torch.full((1, 1, 1, 1), 255 * STD))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        log_probabilities: torch.Tensor = self.network((image.float() - self.mean) / self.std)
+        return log_probabilities.exp()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file and its runtime.
+
+    Attributes:
+        suffix: of the file's name.
+        runtime: the package that runs the file.
+        build: (module, calibration images or None for float32) -> a function of the metadata that makes the file.
+        load: the file's bytes -> what runs them on one thread.
+        read_metadata: the file's bytes -> the metadata inside.
+    """
+
+    suffix: str
+    runtime: str
+    build: Callable[[Deployed, torch.Tensor | None], Callable[[Metadata], bytes]]
+    load: Callable[[bytes], Runner]
+    read_metadata: Callable[[bytes], Metadata]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ONNX
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build_onnx(module: Deployed, calibration: torch.Tensor | None) -> Callable[[Metadata], bytes]:
+    """By torch's exporter; int8 by ONNX Runtime's static quantisation: weights per channel, activations per tensor."""
+    exported = torch.onnx.export(
+        module,
+        (torch.zeros(2, 1, 28, 28, dtype=torch.uint8),),
+        input_names=["image"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert exported is not None
+    proto = exported.model_proto
+    if calibration is not None:
+        proto = _quantized_onnx(proto, calibration)
+    # The exporter notes beside every node from which line of which file it came: more bytes than the network has,
+    # and the folders of whoever exported it.
+    graph = proto.graph
+    for noted in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del noted.metadata_props[:]
+        noted.doc_string = ""
+    del graph.value_info[:]
+
+    def with_metadata(metadata: Metadata) -> bytes:
+        onnx.helper.set_model_props(proto, metadata)
+        onnx.checker.check_model(proto, full_check=True)
+        contents: bytes = proto.SerializeToString()
+        return contents
+
+    return with_metadata
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
+    def __init__(self, images: torch.Tensor) -> None:
+        self.batches = iter(images.split(MAX_BATCH))
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"image": batch.numpy()}
+
+
+def _quantized_onnx(proto: onnx.ModelProto, calibration: torch.Tensor) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
+        quant_pre_process(proto, prepared)
+        quantize_static(
+            prepared,
+            quantized,
+            _Calibration(calibration),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(quantized)
+
+
+def load_onnx(contents: bytes) -> Runner:
+    """ONNX Runtime on one thread of the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(contents, options, providers=["CPUExecutionProvider"])
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        (probabilities,) = session.run(None, {"image": images.numpy()})
+        return torch.from_numpy(probabilities)
+
+    return run
+
+
+def onnx_metadata(contents: bytes) -> Metadata:
+    """What ``build_onnx`` was given."""
+    return {entry.key: entry.value for entry in onnx.load_from_string(contents).metadata_props}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ExecuTorch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build_executorch(module: Deployed, calibration: torch.Tensor | None) -> Callable[[Metadata], bytes]:
+    """For XNNPACK; int8 by torchao's PT2E flow: weights per channel, activations per tensor."""
+    program = _exported(module)
+    if calibration is not None:
+        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+        prepared = prepare_pt2e(program.module(), quantizer)
+        with torch.inference_mode():
+            for batch in calibration.split(MAX_BATCH):
+                prepared(batch)
+        program = _exported(convert_pt2e(prepared))
+
+    def with_metadata(metadata: Metadata) -> bytes:
+        # The format has no place for metadata: each entry is a method without inputs that returns it.
+        lowered = to_edge_transform_and_lower(
+            program, partitioner=[XnnpackPartitioner()], constant_methods=dict(metadata)
+        )
+        return bytes(lowered.to_executorch().buffer)
+
+    return with_metadata
+
+
+def _exported(module: nn.Module) -> torch.export.ExportedProgram:
+    # The example must be the largest batch: lowering compares the sizes of the example with some limits, and where
+    # a small one stays below such a limit it takes that as the most images that there can be.
+    example = torch.zeros(MAX_BATCH, 1, 28, 28, dtype=torch.uint8)
+    return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1, max=MAX_BATCH)},))
+
+
+def load_executorch(contents: bytes) -> Runner:
+    """ExecuTorch's Python runtime on one thread, in parts of at most ``MAX_BATCH`` images."""
+    _unsafe_reset_threadpool(1)
+    program = Runtime.get().load_program(contents)
+    method = program.load_method("forward")
+
+    def run(images: torch.Tensor, program: Any = program) -> torch.Tensor:  # the method needs the program alive
+        return torch.cat([method.execute([part.contiguous()])[0] for part in images.split(MAX_BATCH)])
+
+    return run
+
+
+def executorch_metadata(contents: bytes) -> Metadata:
+    """What ``build_executorch`` was given."""
+    program = Runtime.get().load_program(contents)
+    keys = sorted(program.method_names - {"forward"})
+    return {key: program.load_method(key).execute([])[0] for key in keys}
+
+
+FORMATS = {
+    "onnx": Format("onnx", "onnxruntime", build_onnx, load_onnx, onnx_metadata),
+    "executorch": Format("pte", "executorch", build_executorch, load_executorch, executorch_metadata),
+}
