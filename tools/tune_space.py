@@ -1,0 +1,137 @@
+"""What tools.tune searches: the table of settings, a file that changes it, and a trial's draw from it.
+
+space, fixed = read_space(Path("space.toml"), {"batch_size": 256})
+settings = suggest(trial, space, fixed)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from file_utils import UsageError
+from train_config import TrainConfig, field_type, read_config_file, read_toml
+
+if TYPE_CHECKING:
+    import optuna
+
+# What is searched, in the form of a --space file: a range, a list of choices, or one value that stays. The ranges hold
+# the specification's values and what was good before (configs/, docs/experiments.md), and little more: a study has
+# tens of trials, and their noise is of the size of what there is to gain.
+SPACE: dict[str, Any] = {
+    "scheduler": ["onecycle", "step"],
+    "max_lr": {"low": 0.1, "high": 1.5, "log": True},
+    "pct_start": {"low": 0.1, "high": 0.5},
+    "div_factor": {"low": 3.0, "high": 30.0, "log": True},
+    "final_div_factor": {"low": 5.0, "high": 5000.0, "log": True},
+    "lr": {"low": 0.003, "high": 0.3, "log": True},
+    "batch_size": [64, 128, 256],
+    "momentum": {"low": 0.8, "high": 0.95},
+    "nesterov": [False, True],
+    "weight_decay": {"low": 0.0, "high": 5e-4},
+    "label_smoothing": {"low": 0.0, "high": 0.05},
+    "dropout": {"low": 0.0, "high": 0.05},
+    "augment": ["none", "rotate", "affine", "elastic"],
+    "augment_strength": {"low": 0.25, "high": 1.5},
+    "ema_decay": [0.0, 0.99, 0.998],
+}
+# What a setting needs of another one, which stands before it in SPACE, to have an effect.
+ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "max_lr": ("scheduler", ("onecycle",)),
+    "pct_start": ("scheduler", ("onecycle",)),
+    "div_factor": ("scheduler", ("onecycle",)),
+    "final_div_factor": ("scheduler", ("onecycle",)),
+    "lr": ("scheduler", ("step",)),
+    "augment": ("pipeline", ("tensor",)),
+    "augment_strength": ("augment", ("rotate", "affine", "elastic")),
+}
+# What makes a run the run that it is, or a study comparable with itself; it is given by flags and not searched.
+NOT_SEARCHED = (
+    "model", "epochs", "val_split", "seed", "device", "threads", "name", "data_dir", "output_dir", "tensorboard",
+)  # fmt: skip
+
+
+def read_space(path: Path | None, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is searched, and what stays: ``SPACE``, changed by the file ``path`` and by the flags ``given``.
+
+    Raises:
+        UsageError: the file cannot be read, has an unknown key, a value that is not allowed, or one that a flag sets.
+    """
+    wanted = {} if path is None else read_toml("space", path, "the path of a TOML file")
+    known = [spec.name for spec in fields(TrainConfig) if spec.name not in NOT_SEARCHED]
+    unknown = [key for key in wanted if key not in known]
+    if unknown:
+        raise UsageError(f"space: {path}: unknown key {', '.join(unknown)}; known: {', '.join(known)}")
+    twice = [key for key in wanted if key in given]
+    if twice:
+        raise UsageError(
+            f"space: {path} has {', '.join(twice)}, which a flag or --config sets; leave out one of the two"
+        )
+    space = {key: value for key, value in (SPACE | wanted).items() if key not in given}
+    for key, values in space.items():
+        _check_values(key, values)
+    fixed = {key: space.pop(key) for key in list(space) if not isinstance(space[key], dict | list)}
+    if not space:
+        raise UsageError("space: every setting has one value, so there is nothing to search")
+    return space, fixed
+
+
+def _check_values(key: str, values: Any) -> None:
+    if isinstance(values, dict):
+        if not {"low", "high"} <= values.keys() <= {"low", "high", "log"}:
+            raise UsageError(f"space: {key}: {values} is not allowed; a range has low, high and, if you like, log")
+        if _type_of(key) not in (int, float):
+            raise UsageError(f"space: {key}: a range is not allowed; give a list of choices")
+        if not isinstance(values.get("log", False), bool):
+            raise UsageError(f"space: {key}: log = {values['log']!r} is not allowed; it must be true or false")
+        examples = [values["low"], values["high"]]
+    else:
+        examples = values if isinstance(values, list) else [values]
+        if not examples:
+            raise UsageError(f"space: {key}: an empty list is not allowed; give at least one choice")
+    for value in examples:
+        try:
+            TrainConfig(**{key: value})
+        except UsageError as error:
+            raise UsageError(f"space: {error}") from None
+    if isinstance(values, dict):
+        if values["low"] > values["high"]:
+            raise UsageError(f"space: {key}: low = {values['low']} is above high = {values['high']}")
+        if values.get("log") and values["low"] <= 0:
+            raise UsageError(f"space: {key}: low = {values['low']} is not allowed with log; it must be above 0")
+
+
+def _type_of(key: str) -> type:
+    (spec,) = (spec for spec in fields(TrainConfig) if spec.name == key)
+    return field_type(spec)
+
+
+def starting_point(space: Mapping[str, Any]) -> dict[str, Any]:
+    """The specification's onecycle, as far as ``space`` has it: the first trial, so that the search begins there."""
+    start = asdict(TrainConfig(**read_config_file("reference")))
+    return {key: start[key] for key, values in space.items() if _has(values, start[key])}
+
+
+def _has(values: Any, value: Any) -> bool:
+    if isinstance(values, list):
+        return value in values
+    return value is not None and bool(values["low"] <= value <= values["high"])
+
+
+def suggest(trial: optuna.Trial, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """One value of every setting in ``space`` that has an effect with the others, and with those in ``fixed``."""
+    chosen: dict[str, Any] = {}
+    for key, values in space.items():
+        if key in ONLY_WITH:
+            needed, allowed = ONLY_WITH[key]
+            if {**fixed, **chosen}[needed] not in allowed:
+                continue
+        if isinstance(values, list):
+            chosen[key] = trial.suggest_categorical(key, values)
+        elif _type_of(key) is int:
+            chosen[key] = trial.suggest_int(key, values["low"], values["high"], log=values.get("log", False))
+        else:
+            chosen[key] = trial.suggest_float(key, values["low"], values["high"], log=values.get("log", False))
+    return chosen

@@ -1,0 +1,319 @@
+"""The workers of tools.tune: processes, here or on other machines, that take trials of a study from its database.
+
+multiprocessing.get_context("spawn").Process(target=work, args=(job, pipe)).start()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import platform
+import signal
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from file_utils import CommandError, UsageError
+from mnist_files import DataError
+from tools.tune_space import suggest
+from train_config import TrainConfig
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from imports import nn
+    from visualization import Metrics
+
+# A worker says that it lives every so often; one that was not heard of for so long is dead, and its trial goes to
+# another. In seconds.
+HEARTBEAT, GRACE = 5, 30
+RETRIES = 3  # of a trial whose worker died
+# A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on. Not the worst
+# half, and not sooner: while the rate is high the accuracy says little of what annealing will make of it
+# (docs/experiments.md).
+KEPT_PERCENT = 75.0
+RANDOM_TRIALS = 10  # before the sampler and the pruner have enough to learn from
+CONFIRM_SEED = 1_000_000  # the seeds of --confirm come after this one, the trials' before
+
+
+class TuneError(CommandError):
+    """The study cannot go on; one line says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know to take part in a study."""
+
+    storage: str
+    study: str
+    trials: int  # to be finished; 0: those that wait
+    epochs: int
+    threads: int
+    device: str
+    data_dir: str
+    sampler_seed: int | None = None
+
+    def to_come(self, trials: Sequence[FrozenTrial]) -> int:
+        """How many trials are neither done nor under way; below 0 if there are more than were asked for."""
+        states = Counter(trial.state.name for trial in trials)
+        return self.trials - finished(trials) - states["RUNNING"] if self.trials else states["WAITING"]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Optuna says of every trial, of features that may still change, and of plots of few trials."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", module="optuna")
+        yield
+
+
+def shown(url: str) -> str:
+    """The URL of a database without its password.
+
+    Raises:
+        UsageError: it is none.
+    """
+    import sqlalchemy
+
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        raise UsageError(
+            "storage: not the URL of a database; it must read like sqlite:///study.db or"
+            " postgresql+psycopg://user@host/database"
+        ) from None
+
+
+@contextlib.contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Tell in one line what the database ``url`` refuses.
+
+    Raises:
+        TuneError: it does not answer, or does not do what it is asked to.
+    """
+    import optuna
+    import sqlalchemy
+
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise TuneError(f"storage: {shown(url)}: {_innermost(error)}") from None
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """The database ``url``, with Optuna's tables in it.
+
+    Raises:
+        UsageError: it is no database's URL, or this Python has no driver for it.
+    """
+    import optuna
+    import sqlalchemy
+
+    # SQLite has one writer at a time: wait for it. A connection to a server may have been cut meanwhile.
+    is_file = shown(url).startswith("sqlite")
+    try:
+        return optuna.storages.RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True},
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+        )
+    except (sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
+        raise UsageError(f"storage: {shown(url)} needs a driver that is not installed: {_innermost(error)}") from None
+
+
+def _innermost(error: BaseException) -> str:
+    """The first line of what an error was caused by."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def finished(trials: Sequence[FrozenTrial]) -> int:
+    """How many of ``trials`` are done: those that were pruned count, those that were lost do not."""
+    states = Counter(trial.state.name for trial in trials)
+    return states["COMPLETE"] + states["PRUNED"]
+
+
+def is_under_way(trials: Sequence[FrozenTrial]) -> bool:
+    """Whether any of ``trials`` is being trained."""
+    return any(trial.state.name == "RUNNING" for trial in trials)
+
+
+def work(job: Job, troubles: Connection) -> None:
+    """The process of a worker: take part in the study until it is done or SIGTERM says to stop; tell an error."""
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda signum, frame: stop.append(signum))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent passes it on
+    parent = multiprocessing.parent_process()
+
+    def stop_requested() -> bool:
+        return bool(stop) or (parent is not None and not parent.is_alive())
+
+    try:
+        with quiet(), storage_errors(job.storage):
+            Worker(job, stop_requested).run()
+    except UsageError as error:
+        troubles.send((2, str(error)))
+    except (TuneError, DataError, OSError) as error:
+        troubles.send((1, str(error)))
+
+
+class Worker:
+    """Takes trials of a study, one after the other."""
+
+    def __init__(self, job: Job, stop_requested: Callable[[], bool]) -> None:
+        import optuna
+
+        self.job, self.stop_requested = job, stop_requested
+        self.storage = open_storage(job.storage)
+        # TPE: best of Optuna's samplers where settings depend on each other, some exist only with others, and there are
+        # tens of trials (Watanabe 2023, arXiv:2304.11127). It fits good and bad trials jointly (multivariate), each
+        # branch by itself (group), and takes trials under way for bad ones, so that workers do not do the same twice.
+        sampler = optuna.samplers.TPESampler(
+            seed=job.sampler_seed,
+            n_startup_trials=RANDOM_TRIALS,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+        )
+        pruner = optuna.pruners.PercentilePruner(
+            KEPT_PERCENT, n_startup_trials=RANDOM_TRIALS, n_warmup_steps=(job.epochs + 1) // 2
+        )
+        self.study = optuna.load_study(study_name=job.study, storage=self.storage, sampler=sampler, pruner=pruner)
+        self.recipe = self.study.user_attrs["recipe"]
+        self.seen: dict[int, float] = {}
+        self.current: optuna.Trial | None = None
+
+    def run(self) -> None:
+        """Work until the study is done, and no trial of it is under way anywhere."""
+        import optuna
+
+        from trainer import StoppedError
+
+        objective = self.search if self.job.trials else self.confirm
+        while not self.stop_requested():
+            optuna.storages.fail_stale_trials(self.study)
+            self.fail_never_begun()
+            trials = self.study.get_trials(deepcopy=False)
+            if self.job.to_come(trials) <= 0:
+                if not is_under_way(trials):
+                    return
+                time.sleep(0.5)  # the worker of one may die, and its trial come back
+                continue
+            try:
+                self.study.optimize(objective, n_trials=1)
+            except StoppedError:
+                assert self.current is not None
+                self.try_again(self.current.number)
+            except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
+                # This process stood still for so long that it was taken for dead, and its trial given to another.
+                if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
+                    raise
+
+    def fail_never_begun(self) -> None:
+        """Give up trials whose worker died between taking them and its first heartbeat, which Optuna does not see."""
+        import optuna
+
+        running = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+        unsigned = [
+            trial.number for trial in running if trial.user_attrs.get("worker", {}).get("trial") != trial.number
+        ]
+        self.seen = {number: self.seen.get(number, time.monotonic()) for number in unsigned}
+        for number, since in self.seen.items():
+            if time.monotonic() - since > GRACE:
+                with contextlib.suppress(ValueError):  # another worker did
+                    self.study.tell(number, state=optuna.trial.TrialState.FAIL)
+                    self.try_again(number)
+
+    def try_again(self, number: int) -> None:
+        """Put a trial that was given up back into the queue."""
+        callback = self.storage.get_heartbeat_stale_trial_callback()
+        assert callback is not None
+        callback(self.study, self.study.get_trials()[number])
+
+    def sign(self, trial: optuna.Trial) -> None:
+        """Say who trains ``trial``."""
+        self.current = trial
+        trial.set_user_attr("worker", {"trial": trial.number, "host": platform.node(), "pid": os.getpid()})
+
+    def search(self, trial: optuna.Trial) -> float:
+        """Train with settings that the sampler chooses. Returns the validation accuracy in percent."""
+        import optuna
+
+        def report(metrics: Metrics) -> None:
+            accuracies = metrics["val_acc"]
+            trial.report(accuracies[-1], len(accuracies))
+            if len(accuracies) < settings["epochs"] and trial.should_prune():
+                raise optuna.TrialPruned
+
+        self.sign(trial)
+        settings = self.recipe["fixed"] | suggest(trial, self.recipe["space"], self.recipe["fixed"])
+        # the same trial again has the seed that it had
+        seed = self.recipe["fixed"]["seed"] + trial.number
+        settings["seed"] = trial.user_attrs.get("settings", {}).get("seed", seed)
+        return self.train(trial, settings, report)[0]
+
+    def confirm(self, trial: optuna.Trial) -> float:
+        """Train with one of the recipes that are compared, and evaluate on the test images at the end."""
+        from data_utils import load_data
+        from trainer import evaluate, nobody_listens
+
+        self.sign(trial)
+        settings = dict(self.recipe[trial.suggest_categorical("recipe", list(self.recipe))])
+        settings["seed"] = trial.suggest_int("seed", CONFIRM_SEED, 2 * CONFIRM_SEED)
+        accuracy, model = self.train(trial, settings, nobody_listens)
+        device = next(model.parameters()).device
+        test = load_data(self.job.data_dir, settings["batch_size"], device, settings["seed"], log=_say_nothing).test
+        assert test is not None
+        trial.set_user_attr("test_accuracy", round(evaluate(model, test, device)[1], 4))
+        return accuracy
+
+    def train(
+        self, trial: optuna.Trial, settings: dict[str, Any], after_epoch: Callable[[Metrics], None]
+    ) -> tuple[float, nn.Module]:
+        """Train once without the test set. Returns the last epoch's validation accuracy in percent and the network."""
+        import optuna
+
+        from hardware import resolve_device
+        from trainer import TrainingError, prepare_run
+
+        device = resolve_device(self.job.device)
+        settings["threads"], settings["device"] = self.job.threads, str(device)
+        trial.set_user_attr("settings", settings)
+        with tempfile.TemporaryDirectory() as output_dir, contextlib.redirect_stderr(io.StringIO()):  # no progress bar
+            config = TrainConfig(**settings, name="trial", data_dir=self.job.data_dir, output_dir=output_dir)
+            config.files.make_folders()
+            run = prepare_run(
+                config,
+                device,
+                log=_say_nothing,
+                stop_requested=self.stop_requested,
+                after_epoch=after_epoch,
+                with_test=False,
+            )
+            versions = run.metrics["environment"] | {"optuna": optuna.__version__}
+            trial.set_user_attr("environment", versions)
+            try:
+                run.train()
+            except TrainingError as error:
+                trial.set_user_attr("diverged", str(error))
+                raise optuna.TrialPruned from None  # the sampler learns from it, as it does not from a failed trial
+        return run.metrics["val_acc"][-1], run.result
+
+
+def _say_nothing(line: str) -> None:
+    """What the trainer has to say of each of many runs."""
