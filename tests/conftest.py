@@ -2,18 +2,25 @@
 
 import hashlib
 import io
+import json
 import re
 import shutil
 import struct
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from data_utils import load_images, normalize
 from file_utils import PROJECT_DIR
 from imports import torch
 from mnist_files import MNIST_SHA256, ensure_mnist
+from model_strategy import get_strategy
+from tools.web.measure import serving
+from visualization import load_model_params
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:
@@ -89,3 +96,56 @@ def shipped_project(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             shutil.copytree(PROJECT_DIR / folder, copy / folder)
     (copy / "data").symlink_to(mnist, target_is_directory=True)
     return copy
+
+
+def write_evaluation(name: str, network: torch.nn.Module, mnist: Path, output_dir: Path) -> dict[str, Any]:
+    """What ``tools.evaluate`` leaves of a run, as far as the comparison reads it, from the real test images."""
+    images, labels = load_images(mnist, train=False)
+    with torch.inference_mode():
+        rows = torch.cat([network(normalize(part.unsqueeze(1).float())).exp() for part in images.split(1000)])
+    digits, truth = rows.argmax(1).tolist(), labels.tolist()
+    confusion = [[0] * 10 for _ in range(10)]
+    for label, digit in zip(truth, digits, strict=True):
+        confusion[label][digit] += 1
+    accuracy = 100 * sum(confusion[digit][digit] for digit in range(10)) / len(truth)
+    evaluation = {
+        "schema": 1,
+        "name": name,
+        "accuracy": accuracy,
+        "accuracy_interval": [accuracy - 0.15, accuracy + 0.15],
+        "images": len(truth),
+        "per_class": [
+            {"digit": digit, "recall": 100 * confusion[digit][digit] / sum(confusion[digit])} for digit in range(10)
+        ],
+        "confusion": confusion,
+        "mistakes": [
+            {"index": index, "true": label, "predicted": digit, "confidence": rows[index, digit].item()}
+            for index, (label, digit) in enumerate(zip(truth, digits, strict=True))
+            if label != digit
+        ],
+    }
+    (output_dir / "outputs" / f"{name}_evaluation.json").write_text(json.dumps(evaluation))
+    return evaluation
+
+
+@pytest.fixture(scope="session")
+def page_folder(shipped_project: Path, mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder for the page: the shipped runs, evaluated, and an export of the first one."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "outputs").mkdir()
+    for number in "123":
+        name = f"mnist_model_{number}"
+        for ending in ("_metrics.json", "_params.pth"):
+            shutil.copy(shipped_project / "outputs" / f"{name}{ending}", folder / "outputs")
+        write_evaluation(name, load_model_params(get_strategy(number).build(), name, folder), mnist, folder)
+    file = {"file": "mnist_model_1.onnx", "precision": "float32", "bytes": 40000, "accuracy": 99.47}
+    export = {"schema": 1, "name": "mnist_model_1", "files": [{**file, "latency_ms": {"1": 0.1, "100": 5.0}}]}
+    (folder / "outputs" / "mnist_model_1_export.json").write_text(json.dumps(export))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(page_folder: Path) -> Iterator[str]:
+    """The address of the page, served by its own command from ``page_folder``."""
+    with serving("--output_dir", page_folder) as (address, _):
+        yield address

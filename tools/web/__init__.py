@@ -1,0 +1,1 @@
+"""The page: draw a digit, compare the runs, watch them train."""

@@ -1,0 +1,115 @@
+"""Serve the page on this machine: draw a digit, compare the runs, watch them train.
+
+python -m tools.web
+python -m tools.web --port 8080 --output_dir results
+python -m tools.web --host 0.0.0.0            # for a phone in the same network
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from file_utils import UsageError
+from main import OneLineParser, exit_status
+
+TRIED_PORTS = 100
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    examples = (__doc__ or "").split("\n", 2)[2]
+    parser = OneLineParser(
+        prog="python -m tools.web",
+        description="Serve the page: draw a digit, compare the runs, watch them train.",
+        epilog="examples:\n" + textwrap.indent(examples, "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="(8000)")
+    parser.add_argument("--output_dir", help="folder with outputs; default: the project")
+    parser.add_argument("--data_dir", help="folder with MNIST/raw; default: the project's data")
+    return parser
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on ``host`` and ``port``.
+
+    Raises:
+        UsageError: it cannot; the message proposes the next free port.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"port: {port} is not allowed; it must be from 0 to 65535")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError):
+        raise UsageError(f"host: {host!r} is no address of this machine") from None
+    try:
+        return _bound(family, address)
+    except PermissionError:
+        raise UsageError(f"port: {port} is not allowed for you; choose one from 1024 on") from None
+    except OSError as error:
+        for free in range(port + 1, min(port + 1 + TRIED_PORTS, 65536)):
+            try:
+                _bound(family, (address[0], free, *address[2:])).close()
+            except OSError:
+                continue
+            raise UsageError(f"port: {port} is taken; the next free one: --port {free}") from None
+        raise UsageError(f"host: cannot listen on {host}: {error.strerror}") from None
+
+
+def _bound(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform != "win32":  # there it would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+
+    def command() -> int:
+        with listen(args.host, args.port) as listener:
+            return serve(listener, args.host, args.output_dir, args.data_dir)
+
+    return exit_status(parser, command)
+
+
+def serve(listener: socket.socket, host: str, output_dir: str | None, data_dir: str | None) -> int:
+    """Serve until Ctrl-C."""
+    import uvicorn
+
+    from tools.web.app import Settings, create_app
+
+    port = listener.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
+    app = create_app(Settings(host=host, output_dir=output_dir, data_dir=data_dir))
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=256,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    app.state.ending = lambda: server.should_exit
+    server.run(sockets=[listener])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

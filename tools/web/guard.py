@@ -1,0 +1,100 @@
+"""What stands before every request: only this page's own may ask, and answers may load nothing from elsewhere."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# The two <style> that Plotly 4.1.1 adds: an empty one, filled through the DOM, and that of the maps which it carries
+PLOTLY_STYLES = (
+    "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' 'sha256-ji27qzEtxXZW+7dun6UwjHXJ18e6WAin1VvNtkzIE/o='"
+)
+SECURITY_HEADERS = {
+    "content-security-policy": (
+        f"default-src 'none'; script-src 'self'; style-src 'self' {PLOTLY_STYLES}; img-src 'self' data: blob:;"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is this machine as only it sees itself."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """Refuses foreign Host headers and requests that another site's page makes; adds the security headers.
+
+    A page of another site can reach a server on this machine: by a name of its own that it lets point here (DNS
+    rebinding), or by asking for an address with the server's number. The first has a foreign Host, the second a foreign
+    Origin or, in every current browser, a ``Sec-Fetch-Site`` that says so. A link to the page from elsewhere is fine.
+
+    Args:
+        host: the address that the server listens on. On loopback only loopback names are let in, else any address in
+            numbers and this machine's own name.
+    """
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self.app = app
+        self.loopback = is_loopback(host)
+        self.own_names = {"localhost"} if self.loopback else {"localhost", host.lower(), socket.gethostname().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("cache-control", "no-cache")
+            await send(message)
+
+        reason = self._reason_to_refuse(scope, Headers(scope=scope))
+        if reason is None:
+            await self.app(scope, receive, send_guarded)
+            return
+        body = json.dumps({"detail": reason}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send_guarded({"type": "http.response.start", "status": 403, "headers": headers})
+        await send_guarded({"type": "http.response.body", "body": body})
+
+    def _reason_to_refuse(self, scope: Scope, headers: Headers) -> str | None:
+        host = headers.get("host", "")
+        if not self._is_own(host):
+            return "the Host header names another machine"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return "requests from other sites are refused"
+        site, mode, target = (headers.get(f"sec-fetch-{name}") for name in ("site", "mode", "dest"))
+        followed_link = mode == "navigate" and target == "document" and scope["method"] == "GET"
+        if site in ("cross-site", "same-site") and not followed_link:
+            return "requests from other sites are refused"
+        return None
+
+    def _is_own(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name in self.own_names:
+                return True
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or not self.loopback

@@ -1,0 +1,428 @@
+"""What the page is held to, measured: on digits that are drawn large, by the clock, under a crowd, beside a training.
+
+    python -m tools.web.measure drawings         # 1,000 test digits in eight variations through the API
+    python -m tools.web.measure strokes          # from stroke to answer, in Chromium
+    python -m tools.web.measure clients          # 50 clients at once for 30 s
+    python -m tools.web.measure watched          # a training with and without a page that watches it
+
+The last three time things: let nothing else run meanwhile. ``strokes`` and ``watched`` need Playwright and Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from file_utils import PROJECT_DIR, UsageError
+from main import OneLineParser, check_at_least, exit_status
+from visualization import load_metrics_json
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CANVAS = 280  # pixels; the page's drawing, and ten times MNIST's 28
+STROKE = 9  # pixels: what a thicker or thinner stroke gains or loses, 0.9 of MNIST's
+SEED = 0
+START_SECONDS = 60
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+# no screen, no sandbox for root, and nothing that asks for the internet
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+NO_BROWSER = (
+    "needs Playwright and Chromium: pip install -r requirements-dev.txt, and the system's chromium (Debian: apt install"
+    " chromium) or: playwright install chromium"
+)
+
+Canvas = NDArray[np.uint8]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the server, the browser
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(*flags: object) -> Iterator[tuple[str, int]]:
+    """A server in a process of its own, on a free port: its address and its process's number."""
+    command = [sys.executable, "-m", "tools.web", "--port", "0", *map(str, flags)]
+    with subprocess.Popen(command, cwd=PROJECT_DIR, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().split(" ")[0].strip()
+            wait_for(address)
+            yield address, process.pid
+        finally:
+            process.terminate()
+
+
+def wait_for(address: str) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while address and time.monotonic() < deadline:
+        try:
+            with connected(address) as connection:
+                connection.request("GET", "/api/models")
+                connection.getresponse().read()
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError("the server did not start")
+
+
+@contextmanager
+def connected(address: str) -> Iterator[http.client.HTTPConnection]:
+    """A connection that is kept open from one request to the next."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def ask(connection: http.client.HTTPConnection, body: bytes, content_type: str = "image/png") -> dict[str, Any]:
+    """The answer to an image.
+
+    Raises:
+        RuntimeError: it was refused.
+    """
+    connection.request("POST", "/api/predict", body, {"Content-Type": content_type})
+    response = connection.getresponse()
+    answer: dict[str, Any] = json.loads(response.read())
+    if response.status != 200:
+        raise RuntimeError(f"status {response.status}: {answer['detail']}")
+    return answer
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium, the system's or Playwright's own.
+
+    Raises:
+        UsageError: there is none; the message says how to add it.
+    """
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        raise UsageError(NO_BROWSER) from None
+    found = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=found, args=list(CHROMIUM_FLAGS))
+        except Error as error:
+            raise UsageError(f"{NO_BROWSER} ({str(error).splitlines()[0]})") from None
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def draw(page: Page, strokes: Sequence[Sequence[tuple[float, float]]], pause_ms: float = 0) -> None:
+    """Draw with the mouse; points from 0 to 1 of the paper's width and height."""
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    for stroke in strokes:
+        for place, (x, y) in enumerate(stroke):
+            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+            if place == 0:
+                page.mouse.down()
+            if pause_ms:
+                page.wait_for_timeout(pause_ms)
+        page.mouse.up()
+
+
+def line(*corners: tuple[float, float], points: int = 8) -> list[tuple[float, float]]:
+    """A stroke from corner to corner."""
+    return [
+        (a[0] + (b[0] - a[0]) * step / points, a[1] + (b[1] - a[1]) * step / points)
+        for a, b in itertools.pairwise(corners)
+        for step in range(points + 1)
+    ]
+
+
+def ring(x: float, y: float, width: float, height: float, points: int = 40) -> list[tuple[float, float]]:
+    """A closed stroke around a middle."""
+    angles = np.linspace(-np.pi / 2, 3 * np.pi / 2, points)
+    return [(x + width / 2 * float(np.cos(angle)), y + height / 2 * float(np.sin(angle))) for angle in angles]
+
+
+DIGITS = {
+    0: [ring(0.5, 0.5, 0.4, 0.6)],
+    1: [line((0.5, 0.2), (0.5, 0.8))],
+    4: [line((0.34, 0.2), (0.3, 0.52), (0.7, 0.52)), line((0.62, 0.22), (0.62, 0.82))],
+    7: [line((0.3, 0.25), (0.7, 0.25), (0.46, 0.8))],
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# drawings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def drawn(digit: Canvas, scale: float = 1.0) -> Canvas:
+    """A digit [28, 28] ten times as large (and ``scale`` times that), cut out at its ink."""
+    side = round(CANVAS * scale)
+    large = np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC))
+    rows, columns = (np.flatnonzero((large > 25).any(axis=axis)) for axis in (1, 0))
+    return large[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def placed(ink: Canvas, x: float = 0.5, y: float = 0.5) -> Canvas:
+    """``ink`` on an empty canvas: 0 at the left (top), 0.5 in the middle, 1 at the right (bottom), always inside."""
+    canvas = np.zeros((CANVAS, CANVAS), dtype=np.uint8)
+    top, left = round(y * (CANVAS - ink.shape[0])), round(x * (CANVAS - ink.shape[1]))
+    canvas[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+    return canvas
+
+
+def shifted(digit: Canvas) -> Canvas:
+    """In one of the four corners; which one, the digit's own grey levels say."""
+    number = int(digit.sum())
+    return placed(drawn(digit), number % 2, number // 2 % 2)
+
+
+VARIATIONS: dict[str, Callable[[Canvas], Canvas]] = {
+    "as it is": lambda digit: placed(drawn(digit)),
+    "shifted into a corner": shifted,
+    "scaled by 0.5": lambda digit: placed(drawn(digit, 0.5)),
+    "scaled by 0.8": lambda digit: placed(drawn(digit, 0.8)),
+    "scaled by 1.3": lambda digit: placed(drawn(digit, 1.3)),
+    "thicker": lambda digit: np.asarray(Image.fromarray(placed(drawn(digit))).filter(ImageFilter.MaxFilter(STROKE))),
+    "thinner": lambda digit: np.asarray(Image.fromarray(placed(drawn(digit))).filter(ImageFilter.MinFilter(STROKE))),
+    "inverted": lambda digit: 255 - placed(drawn(digit)),
+}
+
+
+def png(canvas: Canvas) -> bytes:
+    """``canvas`` as a PNG image."""
+    buffer = io.BytesIO()
+    Image.fromarray(canvas).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def accuracy_of_drawings(address: str, count: int, data_dir: str | None = None) -> dict[str, dict[str, float]]:
+    """Percent right of ``count`` test digits, drawn: variation -> network -> accuracy."""
+    from data_utils import load_images
+    from imports import torch
+
+    images, labels = load_images(PROJECT_DIR / "data" if data_dir is None else data_dir, train=False)
+    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))[:count]
+    digits, truth = images[chosen].numpy(), labels[chosen].tolist()
+
+    def of_variation(vary: Callable[[Canvas], Canvas]) -> dict[str, float]:
+        right: dict[str, int] = {}
+        with connected(address) as connection:
+            for digit, label in zip(digits, truth, strict=True):
+                for name, answer in ask(connection, png(vary(digit)))["predictions"].items():
+                    right[name] = right.get(name, 0) + (answer["digit"] == label)
+        return {name: 100 * number / len(truth) for name, number in right.items()}
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(VARIATIONS, pool.map(of_variation, VARIATIONS.values()), strict=True))
+
+
+def mean_over_variations(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The mean of each network over all variations."""
+    return {name: statistics.mean(row[name] for row in found.values()) for name in next(iter(found.values()))}
+
+
+def drawings(args: argparse.Namespace) -> int:
+    """The subcommand: a table, a variation a row."""
+    with serving() as (address, _):
+        found = accuracy_of_drawings(address, args.count)
+    means = mean_over_variations(found)
+    print(f"{args.count:,} test digits drawn on {CANVAS} x {CANVAS} pixels, right answers [%]")
+    print(f"{'':<22}" + "".join(f"{name:>16}" for name in means))
+    for variation, row in {**found, "all": means}.items():
+        print(f"{variation:<22}" + "".join(f"{accuracy:>16.2f}" for accuracy in row.values()))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# strokes, clients, watched
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def strokes(args: argparse.Namespace) -> int:
+    """The subcommand: the time from a change of the drawing to its answer on the page."""
+    times: list[float] = []
+    with serving() as (address, _), chromium() as browser:
+        page = browser.new_page()
+        page.goto(address)
+        for _ in range(args.rounds):
+            for digit in DIGITS.values():
+                draw(page, digit, pause_ms=16)  # as often as a mouse tells where it is
+                page.wait_for_timeout(200)
+                page.click("#clear")
+        entries = "performance.getEntriesByName('stroke to answer').map((entry) => entry.duration)"
+        times = sorted(page.evaluate(entries))
+    print(
+        f"{len(times)} answers while drawing: median {statistics.median(times):.1f} ms,"
+        f" 95th percentile {times[int(0.95 * len(times))]:.1f} ms from stroke to answer"
+    )
+    return 0
+
+
+def clients(args: argparse.Namespace) -> int:
+    """The subcommand: many clients at once; what they wait, and what the server's memory does."""
+    import psutil
+
+    from data_utils import load_images
+
+    images = load_images(PROJECT_DIR / "data", train=False)[0][: args.count].numpy()
+    bodies = [png(placed(drawn(image))) for image in images]
+    times: list[float] = []
+    errors: list[str] = []
+    end = threading.Event()
+
+    def client(body: bytes, address: str) -> None:
+        with connected(address) as connection:
+            while not end.is_set():
+                began = time.perf_counter()
+                try:
+                    ask(connection, body)
+                except (OSError, RuntimeError, http.client.HTTPException) as error:
+                    errors.append(str(error))
+                times.append(time.perf_counter() - began)
+
+    with serving() as (address, pid), ThreadPoolExecutor(args.count) as pool:
+        process, memory = psutil.Process(pid), []
+        for body in bodies:
+            pool.submit(client, body, address)
+        for _ in range(args.seconds):
+            time.sleep(1)
+            memory.append(process.memory_info().rss / 2**20)
+        end.set()
+    times.sort()
+    third = len(memory) // 3
+    print(
+        f"{args.count} clients for {args.seconds} s: {len(times):,} answers ({len(times) / args.seconds:,.0f}/s),"
+        f" {len(errors)} errors{': ' + errors[0] if errors else ''}; median {1000 * statistics.median(times):.0f} ms,"
+        f" 95th percentile {1000 * times[int(0.95 * len(times))]:.0f} ms; memory"
+        f" {statistics.median(memory[:third]):.0f} MiB in the first third, {statistics.median(memory[-third:]):.0f} in"
+        " the last"
+    )
+    return 1 if errors else 0
+
+
+FIRST_POINT = """
+window.firstPoint = new Promise((resolve) => {
+  const look = () => {
+    const losses = [...document.querySelectorAll(".facts div:nth-child(2) dd")];
+    if (losses.some((loss) => /\\d/.test(loss.textContent))) resolve(Date.now() / 1000);
+    else requestAnimationFrame(look);
+  };
+  look();
+});
+0
+"""
+
+
+def watched(args: argparse.Namespace) -> int:
+    """The subcommand: a training's images/s alone and watched, in turns, and how soon the page shows it."""
+    alone: list[float] = []
+    seen: list[float] = []
+    first: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "outputs").mkdir()
+        for number in range(args.rounds):
+            alone.append(_train(folder, f"alone{number}", args.epochs)[0])
+            with serving("--output_dir", folder) as (address, _), chromium() as browser:
+                page = browser.new_page()
+                page.goto(f"{address}/#/live")
+                page.evaluate(FIRST_POINT)
+                rate, began = _train(folder, f"watched{number}", args.epochs)
+                seen.append(rate)
+                first.append(page.evaluate("window.firstPoint") - began)
+    ratio = statistics.median(b / a for a, b in zip(alone, seen, strict=True))
+    print(
+        f"{args.rounds} interleaved rounds of {args.epochs} epochs of model 1: {statistics.median(alone):,.0f} images/s"
+        f" alone, {statistics.median(seen):,.0f} watched, ratio {ratio:.3f}; first point"
+        f" {statistics.median(first):.2f} s after the first batch began (at most {max(first):.2f} s)"
+    )
+    return 0
+
+
+def _train(folder: str, name: str, epochs: int) -> tuple[float, float]:
+    """Images/s of the last epoch of a run, and when its first batch began."""
+    flags = ["--epochs", str(epochs), "--name", name, "--output_dir", folder, "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, str(PROJECT_DIR / "main.py"), *flags], stdout=subprocess.DEVNULL)
+    began = None
+    metrics = Path(folder) / "outputs" / f"{name}_metrics.json"
+    while process.poll() is None:
+        if began is None and metrics.exists():
+            began = metrics.stat().st_mtime  # written for the first time just before the first batch
+        time.sleep(0.02 if began is None else 0.2)
+    if process.returncode or began is None:
+        raise RuntimeError("the training failed")
+    found = load_metrics_json(name, folder)
+    return found["train_images"] / found["epoch_seconds"][-1], began
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The subcommands and their flags."""
+    parser = OneLineParser(description="What the page is held to, measured.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
+    command = commands.add_parser("drawings", help="test digits drawn large, through the API")
+    command.add_argument("--count", type=int, default=1000, help="how many digits (1000)")
+    command.set_defaults(run=drawings)
+    command = commands.add_parser("strokes", help="from stroke to answer, in Chromium")
+    command.add_argument("--rounds", type=int, default=5, help="how often each of four digits is drawn (5)")
+    command.set_defaults(run=strokes)
+    command = commands.add_parser("clients", help="many clients at once")
+    command.add_argument("--count", type=int, default=50, help="how many clients (50)")
+    command.add_argument("--seconds", type=int, default=30, help="how long (30)")
+    command.set_defaults(run=clients)
+    command = commands.add_parser("watched", help="a training with and without a page that watches it")
+    command.add_argument("--rounds", type=int, default=3, help="interleaved rounds (3)")
+    command.add_argument("--epochs", type=int, default=1, help="of each training (1)")
+    command.set_defaults(run=watched)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+
+    def command() -> int:
+        check_at_least(args, count=1, rounds=1, epochs=1, seconds=3)
+        status: int = args.run(args)
+        return status
+
+    return exit_status(parser, command, failures=(OSError, RuntimeError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
