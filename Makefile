@@ -1,6 +1,9 @@
 # make train ARGS="--model 3 --scheduler onecycle"    sets up and trains
+# make web                                            sets up and serves the page: draw, compare, watch
 # make test                                           sets up and tests
+# make evaluate                                       measures the three shipped networks anew
 # make check                                          ruff, formatting, types
+# make export                                         the three networks' files for phones and browsers
 # VENV=... keeps the environment elsewhere; PYTHON=... makes it with another interpreter.
 
 PYTHON ?= python3
@@ -8,14 +11,22 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: train test check format clean
+.PHONY: train test evaluate export web check format clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.core
 	$(BIN)/python main.py $(ARGS)
 
+web: $(VENV)/.tools
+	$(BIN)/python -m tools.web $(ARGS)
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+evaluate: $(VENV)/.dev
+	$(BIN)/python -m tools.evaluate --name mnist_model_1
+	$(BIN)/python -m tools.evaluate --name mnist_model_2
+	$(BIN)/python -m tools.evaluate --name mnist_model_3
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -25,6 +36,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+export: $(VENV)/.dev
+	for model in 1 2 3; do $(BIN)/python -m tools.export --model $$model $(ARGS) || exit; done
 
 clean:
 	rm -rf $(VENV)
@@ -37,6 +51,10 @@ $(VENV)/.core: requirements.txt
 	  { echo "$(PYTHON) has no venv: install it (Debian: python3-venv), or make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.core requirements-tools.txt
+	$(BIN)/pip install --quiet -r requirements-tools.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core requirements-dev.txt requirements-tools.txt
