@@ -35,6 +35,9 @@ export function startDraw() {
       const last = points.at(-1);
       target.lineTo(last.x * scale, last.y * scale);
       target.stroke();
+      target.beginPath(); // the pen's first touch: of a line that goes nowhere a canvas may paint nothing
+      target.arc(points[0].x * scale, points[0].y * scale, (width / 2) * scale, 0, 2 * Math.PI);
+      target.fill();
     }
   }
 
