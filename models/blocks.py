@@ -1,7 +1,7 @@
 """What the three networks share: the convolution block and the stem."""
 
 from imports import F, nn, torch
-from models.fused import can_draw_positions, relu_norm_dropout
+from models.fused import MaxPoolForCompile, can_draw_positions, relu_norm_dropout
 
 
 class ConvBlock(nn.Sequential):
@@ -52,6 +52,16 @@ class Transition(nn.Sequential):
             nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
             nn.MaxPool2d(2),
         )
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """For the compiler on the CPU the pooling has a gradient of its own."""
+        conv, pool = self
+        x: torch.Tensor = conv(input)
+        if torch.compiler.is_compiling() and input.device.type == "cpu" and not _has_hooks(pool):
+            pooled: torch.Tensor = MaxPoolForCompile.apply(x, pool.kernel_size)
+        else:
+            pooled = pool(x)
+        return pooled
 
 
 class Stem(nn.Sequential):

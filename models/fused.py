@@ -1,9 +1,9 @@
 """ReLU, BatchNorm and dropout of a training step on the CPU, as one operation instead of three.
 
 With 8 to 16 channels a training step spends more time on these three than on its convolutions (torch 2.14.1):
-``nn.Dropout`` draws from a serial generator once for every activation, BatchNorm's backward pass sums into rows
-of C numbers, which lie in one cache line that the threads take from each other at every addition, and each of the
-three reads and writes all activations anew. Here only the dropped positions are drawn, dropout's scale is a part
+``nn.Dropout`` draws from a serial generator once for every activation, BatchNorm sums into rows of C numbers, which
+lie in one cache line that the threads take from each other at every addition, and each of the three reads and writes
+all activations anew. Here only the dropped positions are drawn, dropout's scale is a part
 of BatchNorm's, and what is computed per channel is computed for a whole row of pixels side by side.
 
 There is one implementation of PyTorch's own operations for a step as it is, and one for ``torch.compile``.
@@ -74,14 +74,50 @@ def relu_norm_dropout(x: torch.Tensor, norm: nn.BatchNorm2d, p: float) -> torch.
     out, mean, var = _FusedForCompile.apply(x, norm.weight, norm.bias, keep, tile, norm.eps, 1 / (1 - p))
     n = x.numel() // channels
     with torch.no_grad():
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(var * (n / (n - 1)), norm.momentum)  # without bias, as PyTorch keeps it
+        _update_running_statistics(norm.running_mean, norm.running_var, mean, var, norm.momentum, n)
     return out
 
 
-def _in_memory_order(x: torch.Tensor) -> torch.Tensor:
-    """A flat view of a tensor without gaps, whatever its layout."""
-    return x.as_strided((x.numel(),), (1,), x.storage_offset())
+def _rows(x: torch.Tensor, channels: int) -> torch.Tensor:
+    """A view of channels_last activations with up to 16 pixels side by side in a row.
+
+    So a row fills the vector registers and whole cache lines.
+    """
+    pixels = math.gcd(x.numel() // channels, 16)
+    return x.as_strided((x.numel() // (pixels * channels), pixels * channels), (pixels * channels, 1))
+
+
+def _as_activations(rows: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The way back: ``rows`` as [N, C, H, W], channels_last."""
+    images, channels, height, width = shape
+    return rows.view(images, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _row_sums(
+    rows: torch.Tensor, of: torch.Tensor, mean: torch.Tensor, inverse_std: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each column of ``rows``: the sum of ``rows * (of - mean) * inverse_std``, and the sum of ``rows``.
+
+    It is what BatchNorm's backward pass sums; of float32 or bfloat16, the threads together, without copies.
+    """
+    _, products, sums = torch.ops.aten.native_batch_norm_backward(
+        rows[:, :, None, None], of[:, :, None, None], None, None, None, mean, inverse_std, True, 0.0,
+        [False, True, True],
+    )  # fmt: skip
+    return products, sums
+
+
+def _update_running_statistics(
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    momentum: float,
+    n: int,
+) -> None:
+    """What BatchNorm keeps for evaluation, from ``n`` activations a channel: the variance without bias."""
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(var * (n / (n - 1)), momentum)
 
 
 def _input_gradient(
@@ -138,48 +174,48 @@ class _Fused(torch.autograd.Function):
         eps: float,
         p: float,
     ) -> torch.Tensor:
-        scale = 1 / (1 - p)
-        x.relu_()
-        out, mean, inverse_std = torch.native_batch_norm(
-            x, weight * scale, bias * scale, running_mean, running_var, True, momentum, eps
-        )
+        channels, n, scale = len(weight), x.numel() // len(weight), 1 / (1 - p)
+        rows = _rows(x.relu_(), channels)
+        pixels = rows.shape[1] // channels
+        none, one = torch.zeros(rows.shape[1]), torch.ones(rows.shape[1])  # a mean and a deviation that change nothing
+        square_sums, sums = _row_sums(rows, rows, none, one)
+        mean, square = torch.stack([sums, square_sums]).view(2, pixels, channels).sum(1) / n
+        var = (square - mean * mean).clamp_min_(0)
+        inverse_std = torch.rsqrt(var + eps)
+        _update_running_statistics(running_mean, running_var, mean, var, momentum, n)
+        slope = weight * inverse_std * scale
+        out = _scale_and_shift(rows, *_side_by_side([slope, bias * scale - mean * slope], pixels))
         positions = None
         if p > 0:
             positions = dropped_positions(x.numel(), p)
-            _in_memory_order(out).index_put_((positions,), torch.zeros((), dtype=out.dtype))
-        ctx.scale, ctx.eps = scale, eps
+            out.view(-1).index_fill_(0, positions, 0)
+        ctx.scale = scale
         ctx.save_for_backward(x, weight, mean, inverse_std, positions)
-        return out
+        return _as_activations(out, x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, mean, inverse_std, positions = ctx.saved_tensors
         channels, n = len(weight), x.numel() // len(weight)
-        pixels = math.gcd(n, 16)  # side by side in a row: rows fill the vector registers and whole cache lines
-        grad = _in_memory_order(grads[0].contiguous(memory_format=torch.channels_last))
+        x_rows, grad_rows = _rows(x, channels), _rows(grads[0].contiguous(memory_format=torch.channels_last), channels)
+        pixels, grad = x_rows.shape[1] // channels, grad_rows.view(-1)
         if positions is not None:  # zeroed in place and put back below: a copy of all others would cost more
-            dropped = grad.take(positions)
-            grad.index_put_((positions,), torch.zeros((), dtype=grad.dtype))
-        grad_rows, x_rows = grad.view(-1, pixels * channels), _in_memory_order(x).view(-1, pixels * channels)
-        _, *sums = torch.ops.aten.native_batch_norm_backward(
-            grad_rows[:, :, None, None], x_rows[:, :, None, None], None, None, None,
-            *_side_by_side([mean, inverse_std], pixels), True, ctx.eps, [False, True, True],
-        )  # fmt: skip
+            dropped = grad.index_select(0, positions)
+            grad.index_fill_(0, positions, 0)
+        sums = _row_sums(grad_rows, x_rows, *_side_by_side([mean, inverse_std], pixels))
         weight_grad, bias_grad = torch.stack(sums).view(2, pixels, channels).sum(1) * ctx.scale
         line = _input_gradient(weight, mean, inverse_std, weight_grad, bias_grad, ctx.scale, n)
         a, b, c = _side_by_side(line, pixels)
         out = _scale_and_shift(grad_rows, a, c)
         if positions is not None:
-            grad.index_put_((positions,), dropped)
+            grad.put_(positions, dropped)
         if x.dtype == torch.float32:
             out.addcmul_(x_rows, b)
         else:
             out.add_(_scale_and_shift(x_rows, b, None))
         torch.ops.aten.threshold_backward.grad_input(out, x_rows, 0, grad_input=out)  # the ReLU's
-        images, _, height, width = x.shape
-        x_grad = out.view(images, height, width, channels).permute(0, 3, 1, 2)
-        return x_grad, weight_grad, bias_grad, None, None, None, None, None
+        return _as_activations(out, x.shape), weight_grad, bias_grad, None, None, None, None, None
 
 
 class _FusedForCompile(torch.autograd.Function):
@@ -235,3 +271,35 @@ class _FusedForCompile(torch.autograd.Function):
         x_grad = torch.where(positive > 0, grad * a + positive * b + c, 0.0).to(rows.dtype)
         x_grad = x_grad.view(images, height, width, channels).permute(0, 3, 1, 2)
         return x_grad, weight_grad, bias_grad, None, None, None, None
+
+
+class MaxPoolForCompile(torch.autograd.Function):
+    """Max pooling on the CPU whose gradient torch.compile leaves to PyTorch's own operation.
+
+    The compiler's own loop for it is not vectorised, and takes six times as long (torch 2.14.1).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, size: int) -> torch.Tensor:
+        out, indices = torch.ops.aten.max_pool2d_with_indices(x, [size, size])
+        ctx.save_for_backward(x, indices)
+        ctx.size = size
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        x, indices = ctx.saved_tensors
+        return _max_pool_gradient(grads[0], x, indices, ctx.size), None
+
+
+@torch.library.custom_op("small_networks::max_pool_gradient", mutates_args=())
+def _max_pool_gradient(grad: torch.Tensor, x: torch.Tensor, indices: torch.Tensor, size: int) -> torch.Tensor:
+    windows = [size, size], [size, size], [0, 0], [1, 1]  # side by side: size, stride, padding, dilation
+    out: torch.Tensor = torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *windows, False, indices)
+    return out
+
+
+@_max_pool_gradient.register_fake
+def _(grad: torch.Tensor, x: torch.Tensor, indices: torch.Tensor, size: int) -> torch.Tensor:
+    return torch.empty_like(x)

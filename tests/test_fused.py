@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from imports import nn, torch
-from models.blocks import ConvBlock
-from models.fused import dropped_positions, relu_norm_dropout
+from models.blocks import ConvBlock, Transition
+from models.fused import MaxPoolForCompile, dropped_positions, relu_norm_dropout
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here")
 
@@ -207,3 +207,35 @@ def test_compiled_block_is_the_block(amp):
     # Not the same draws, so only about the same; with this many activations that is close.
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.1)
+
+
+# Pooling for the compiler
+
+
+def test_pooling_for_the_compiler_is_pytorchs_with_the_first_of_equals():
+    torch.manual_seed(0)
+    values = torch.randint(0, 3, (4, 10, 24, 24)).float().to(memory_format=torch.channels_last)  # many are equal
+    mine, theirs = (values.clone().requires_grad_() for _ in range(2))
+    out, expected = MaxPoolForCompile.apply(mine, 2), nn.functional.max_pool2d(theirs, 2)
+    grad = torch.randn_like(out)
+    out.backward(grad), expected.backward(grad)
+    assert torch.equal(out, expected)
+    assert torch.equal(mine.grad, theirs.grad)
+
+
+@needs_compiler
+@pytest.mark.parametrize("amp", [False, True])
+def test_compiled_transition_is_the_transition(amp):
+    torch.manual_seed(0)
+    transition = Transition(16, 10).train().to(memory_format=torch.channels_last)
+    compiled = torch.compile(copy.deepcopy(transition), dynamic=False)
+    x = torch.randn(32, 16, 24, 24).to(memory_format=torch.channels_last)
+    results = []
+    for network in (transition, compiled):
+        image = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            out = network(image)
+        out.float().square().mean().backward()
+        results.append((out.float(), image.grad, *(p.grad for p in network.parameters())))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-2 if amp else 1e-4, atol=1e-4)
