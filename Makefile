@@ -23,7 +23,7 @@ web: $(VENV)/.tools
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
-evaluate: $(VENV)/.dev
+evaluate: $(VENV)/.tools
 	$(BIN)/python -m tools.evaluate --name mnist_model_1
 	$(BIN)/python -m tools.evaluate --name mnist_model_2
 	$(BIN)/python -m tools.evaluate --name mnist_model_3
@@ -37,7 +37,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-export: $(VENV)/.dev
+export: $(VENV)/.tools
 	for model in 1 2 3; do $(BIN)/python -m tools.export --model $$model $(ARGS) || exit; done
 
 clean:

@@ -77,6 +77,15 @@ def ensure_mnist(data_dir: str | os.PathLike[str], log: Callable[[str], None] = 
     return raw
 
 
+def is_there(data_dir: str | os.PathLike[str]) -> bool:
+    """Whether the data set is there and verified, so that ``ensure_mnist`` fetches nothing."""
+    raw = Path(data_dir) / "MNIST" / "raw"
+    try:
+        return not _wrong_files(raw, _expected_sums(raw))
+    except (DataError, OSError):
+        return False
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as 64 hexadecimal digits."""
     with open(path, "rb") as file:

@@ -30,7 +30,7 @@ def test_rows(comparison, page_folder):
         assert row.best_accuracy == max(metrics["test_acc"])
         assert (row.parameters, row.epochs, row.seconds) == (metrics["parameters"], 15, metrics["total_seconds"])
         assert row.bytes == (page_folder / "outputs" / f"{row.name}_params.pth").stat().st_size
-        assert 0.01 < row.latency_ms < 100
+        assert row.latency_ms > 0.01
         assert (row.status, row.scheduler, row.kind) == ("finished", "onecycle", "network")
     assert [row.accuracy for row in comparison.rows] == sorted((row.accuracy for row in comparison.rows), reverse=True)
 

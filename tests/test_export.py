@@ -240,8 +240,8 @@ def test_runners_take_turns():
     threads = torch.get_num_threads()
     latency = export.measure_latency({"slow": runner("s", 2e-3), "fast": runner("f", 2e-4)}, torch.zeros(100, 1))
     assert torch.get_num_threads() == threads
-    assert 2 <= latency["slow"]["1"] < 20
-    assert 0.2 <= latency["fast"]["1"] < 2
+    assert latency["slow"]["1"] >= 2
+    assert 0.2 <= latency["fast"]["1"] < latency["slow"]["1"]
     assert "".join(order).count("sf") == 2 * (export.ROUNDS + 1)
 
 
@@ -257,11 +257,11 @@ def test_the_guide_runs(exported, monkeypatch):
         assert np.asarray(values["probabilities"]).shape == (1, 10)
 
 
-def test_the_readme_shows_what_was_measured():
+def test_the_readme_shows_what_was_measured(shipped_project):
     readme = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
-    measured = [json.loads((PROJECT_DIR / "outputs" / f"{name}_export.json").read_text()) for name in NAMES]
+    measured = [json.loads((shipped_project / "outputs" / f"{name}_export.json").read_text()) for name in NAMES]
     for results in measured:
-        weights = (PROJECT_DIR / "outputs" / f"{results['name']}_params.pth").read_bytes()
+        weights = (shipped_project / "outputs" / f"{results['name']}_params.pth").read_bytes()
         assert results["weights_sha256"] == hashlib.sha256(weights).hexdigest()
         results["pytorch"] |= {"equal_decisions": 1.0}
     for place, label in enumerate(["PyTorch", *(f"`{kind}`" for kind in KINDS)]):

@@ -195,3 +195,11 @@ def test_what_is_no_image(data, message):
 def test_too_many_bytes():
     with pytest.raises(TooLargeError, match="at most 10,485,760"):
         read_grey(bytes(preprocess.MAX_BYTES + 1))
+
+
+@pytest.mark.parametrize("mode", ["1", "P"])
+def test_a_large_scan_of_two_colours_is_averaged_as_a_grey_one_is(mode):
+    scan = Image.new("L", (3000, 3000), 255)
+    ImageDraw.Draw(scan).line((800, 400, 1900, 2500), fill=0, width=9)
+    grey, coloured = (to_mnist(read_grey(encoded(image))) for image in (scan, scan.convert(mode)))
+    assert np.abs(grey.astype(int) - coloured).max() <= 2

@@ -209,6 +209,7 @@ def test_loopback_by_any_name(server, host):
     [
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[evil"}, 403),
         ({"Origin": "http://{host}"}, 200),
         ({"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors", "Sec_Fetch_Dest": "image"}, 403),
         ({"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "iframe"}, 403),
@@ -388,6 +389,62 @@ def test_without_networks_or_data(tmp_path):
         assert json.loads(request(address, path="/api/comparison")[2])["rows"] == []
 
 
+def copy_run(folder, name, to, as_name):
+    for ending in ("_metrics.json", "_params.pth"):
+        shutil.copy(folder / "outputs" / f"{name}{ending}", to / "outputs" / f"{as_name}{ending}")
+
+
+def test_ensembles_of_any_name_answer_and_their_members_do_not(page_folder, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    members = [f"fifteen_model_1_seed_{seed}" for seed in range(1, 14)]
+    for name in ("mnist_model_1", *members):
+        copy_run(page_folder, "mnist_model_1", tmp_path, name)
+    copy_run(page_folder, "mnist_model_3", tmp_path, "mnist_model_3")
+    description = {"schema": 1, "kind": "ensemble", "method": "soft", "temperature": 1.0, "accuracy": 99.6}
+    for name, voters, models in (
+        ("fifteen", members, ["1"] * 13),
+        ("pair", ["mnist_model_1", "mnist_model_3"], ["1", "3"]),
+    ):
+        of_one = {"name": name, "members": voters, "models": models, "weights": [1 / len(voters)] * len(voters)}
+        whole = {**description, **of_one, "parameters": 7720 * len(voters)}
+        (tmp_path / "outputs" / f"{name}.json").write_text(json.dumps(whole))
+    with serving("--output_dir", tmp_path) as (address, _), connected(address) as connection:
+        models = json.loads(request(address, path="/api/models")[2])
+        kinds = {model["name"]: model["kind"] for model in models}
+        assert kinds == {
+            "fifteen": "ensemble",
+            "pair": "ensemble",
+            "mnist_model_1": "network",
+            "mnist_model_3": "network",
+        }
+        answers = ask(connection, DRAWING)["predictions"]
+        assert answers.keys() == kinds.keys()
+        alone = [answers[name]["probabilities"] for name in ("mnist_model_1", "mnist_model_3")]
+        assert answers["fifteen"]["probabilities"] == pytest.approx(alone[0], abs=1e-5)
+        assert answers["pair"]["probabilities"] == pytest.approx(np.mean(alone, axis=0), abs=1e-5)
+        # members that are trained again vote with their new weights
+        copy_run(page_folder, "mnist_model_2", tmp_path, "mnist_model_3")
+        assert "pair" not in ask(connection, DRAWING)["predictions"]  # those weights are another network's
+        compared = json.loads(request(address, path="/api/comparison?run=fifteen")[2])
+        commands = [entry["command"] for entry in compared["missing"]]
+        assert commands == [f"python -m tools.evaluate --ensemble fifteen --output_dir {tmp_path}"]
+
+
+def test_a_run_whose_settings_are_missing_is_left_out_of_the_comparison(page_folder, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    copy_run(page_folder, "mnist_model_1", tmp_path, "whole")
+    metrics = json.loads((tmp_path / "outputs" / "whole_metrics.json").read_text())
+    metrics["config"]["batch_size"] = 0
+    (tmp_path / "outputs" / "broken_metrics.json").write_text(json.dumps(metrics | {"name": "broken"}))
+    with serving("--output_dir", tmp_path) as (address, _):
+        status, _, body = request(address, path="/api/comparison")
+        assert status == 200
+        assert list(json.loads(body)["curves"]) == ["whole"]
+        assert "the metrics of broken are not as the schema says" in json.loads(body)["problems"][0]
+        with urllib.request.urlopen(f"{address}/api/live", timeout=30) as stream:
+            assert stream.readline().startswith(b"event: run")
+
+
 def test_it_ends_when_it_is_asked_to(page_folder):
     with serving("--output_dir", page_folder) as (address, pid):
         watching = urllib.request.urlopen(f"{address}/api/live", timeout=30)
@@ -402,7 +459,6 @@ def test_it_ends_when_it_is_asked_to(page_folder):
 def test_a_new_run_answers_without_a_restart(page_folder, tmp_path):
     (tmp_path / "outputs").mkdir()
     with serving("--output_dir", tmp_path) as (address, _):
-        for ending in ("_metrics.json", "_params.pth"):
-            shutil.copy(page_folder / "outputs" / f"mnist_model_1{ending}", tmp_path / "outputs" / f"trial{ending}")
+        copy_run(page_folder, "mnist_model_1", tmp_path, "trial")
         with connected(address) as connection:
             assert list(ask(connection, DRAWING)["predictions"]) == ["trial"]

@@ -42,6 +42,7 @@ def open_page(browser, server):
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(30_000)
+        page.problems = problems
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         local = (address, "blob:", "data:")
@@ -87,6 +88,18 @@ def test_the_answer_follows_the_stroke(open_page):
     answer(page, 7)
     times = page.evaluate("performance.getEntriesByName('stroke to answer').map((entry) => entry.duration)")
     assert len(times) >= 5  # while it was drawn, not only at its end
+
+
+def test_a_touch_is_a_dot_and_what_is_refused_takes_the_answer_away(open_page, tmp_path):
+    page = open_page()
+    page.click("#canvas")
+    page.wait_for_selector(".digit:not(.idle)")
+    Image.new("L", (50, 50), 255).save(tmp_path / "blank.png")
+    with page.expect_response("**/api/predict"):
+        page.set_input_files("#upload", tmp_path / "blank.png")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert page.text_content("#headline") == "Waiting for a drawing"
+    page.problems.clear()  # the console notes the 422
 
 
 def test_undo_clear_and_the_empty_canvas(open_page):

@@ -1,5 +1,6 @@
 """What the page is told of runs: from metrics files as they grow, and from processes that live or do not."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -41,7 +42,7 @@ def test_a_process_and_its_number():
     earlier = (datetime.now(UTC) - timedelta(days=3650)).isoformat()
     assert not is_alive(os.getpid(), earlier)  # another process had the number then
     zombie = subprocess.Popen([sys.executable, "-c", ""])
-    time.sleep(1)
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
     assert not is_alive(zombie.pid, datetime.now(UTC).isoformat())
     zombie.wait()
 
@@ -104,16 +105,29 @@ def test_a_page_gets_only_what_is_new(page_folder, tmp_path):
     assert len(event["losses"]) < 450  # not the whole curve again
 
 
-def events(address):
+def events(address, seconds=180):
     """The server's events as they come: (name, data)."""
+    deadline = time.monotonic() + seconds
     with urllib.request.urlopen(f"{address}/api/live", timeout=60) as stream:
         name = ""
         for line in stream:
+            assert time.monotonic() < deadline, "what was waited for did not come"
             key, _, value = line.decode().strip().partition(": ")
             if key == "event":
                 name = value
             elif key == "data":
                 yield name, json.loads(value)
+
+
+@contextlib.contextmanager
+def training(command):
+    """The process of ``command``, which does not outlive a test that fails."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def test_a_real_training_is_seen_from_begin_to_crash(mnist, tmp_path):
@@ -123,7 +137,7 @@ def test_a_real_training_is_seen_from_begin_to_crash(mnist, tmp_path):
     with serving("--output_dir", tmp_path) as (address, _):
         stream = events(address)
         assert next(stream) == ("begun", {"runs": 0})
-        with subprocess.Popen([*command, *folders], stdout=subprocess.DEVNULL) as process:
+        with training([*command, *folders]) as process:
             seen = []
             for name, data in stream:
                 assert name == "run"
@@ -146,7 +160,7 @@ def test_interrupted_is_not_crashed(tiny_mnist, tmp_path):
     folders = ["--data_dir", tiny_mnist, "--output_dir", tmp_path]
     with serving("--output_dir", tmp_path) as (address, _):
         stream = events(address)
-        with subprocess.Popen([*command, *folders], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with training([*command, *folders]) as process:
             for name, data in stream:
                 if name == "run" and data["epochs_done"] >= 1:
                     break

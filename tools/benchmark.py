@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from data_utils import load_images
@@ -307,17 +309,37 @@ def _epoch_rate(launcher: Sequence[str], model: str, args: argparse.Namespace) -
         return images / float(metrics["epoch_seconds"][0])
 
 
+_under_way: set[subprocess.Popen[str]] = set()
+
+
 def _run_quietly(command: Sequence[str]) -> str:
     """What ``command`` prints.
 
     Raises:
         BenchmarkError: it failed.
     """
-    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last_line = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise BenchmarkError(f"exit status {done.returncode} of {shlex.join(command)}: {last_line}")
-    return done.stdout
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=PROJECT_DIR, stdout=pipe, stderr=pipe, text=True) as process:
+        _under_way.add(process)
+        try:
+            out, err = process.communicate()
+        finally:
+            _under_way.discard(process)
+    if process.returncode:
+        last_line = (err.strip().splitlines() or ["it printed nothing"])[-1]
+        raise BenchmarkError(f"exit status {process.returncode} of {shlex.join(command)}: {last_line}")
+    return out
+
+
+def stop_on_sigterm() -> None:
+    """Let SIGTERM do what Ctrl-C does, also to the trainings that this process started."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        for process in list(_under_way):
+            process.terminate()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -351,7 +373,10 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
     print(f"{len(missing)} of {len(seeds)} seeds to run, {args.jobs} at a time, {threads} threads each", flush=True)
 
     def run(seed: int) -> None:
-        result = _run_naive(config, seed, threads) if args.naive else _run_command(config, seed, threads)
+        if args.naive:
+            result = _run_naive(config, seed, threads)
+        else:
+            result = _run_command(replace(config, seed=seed, threads=threads), args.keep, args.results)
         store.add(seed, result | {"threads": threads, "jobs": args.jobs})
         print(f"seed {seed}: {result['accuracy']:.2f} % in {result['seconds']:.1f} s", flush=True)
 
@@ -375,8 +400,6 @@ class SeriesStore:
         with self._alone():
             self._read()
             self.entry["label"] = label or self.entry.get("label") or _describe(recipe)
-            self.entry["environment"] = environment(torch.device("cpu"))
-            write_json(self.path, self.all_series)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -399,23 +422,23 @@ class SeriesStore:
         return str(self.entry["label"])
 
     @property
-    def runs(self) -> dict[int, dict[str, float]]:
+    def runs(self) -> dict[int, dict[str, Any]]:
         """Seed -> its finished run."""
         return {int(seed): run for seed, run in self.entry["runs"].items()}
 
-    def add(self, seed: int, run: dict[str, float]) -> None:
+    def add(self, seed: int, run: dict[str, Any]) -> None:
         """Record a finished run."""
         with self._alone():
-            label, environment_now = self.entry["label"], self.entry["environment"]
+            label = self.label
             self._read()
-            self.entry |= {"label": label, "environment": environment_now}
+            self.entry["label"] = label
             self.entry["runs"][str(seed)] = run
             write_json(self.path, self.all_series)
 
 
 def _describe(recipe: dict[str, Any]) -> str:
     changed = [f"{key} {value}" for key, value in recipe.items() if key != "model"]
-    return ", ".join([f"model {recipe['model']}", *changed[:4]])
+    return ", ".join([f"model {recipe['model']}", *changed])
 
 
 def train_in_a_process(config: TrainConfig) -> float:
@@ -425,6 +448,8 @@ def train_in_a_process(config: TrainConfig) -> float:
         BenchmarkError: it failed.
     """
     settings = asdict(config) | {"data_dir": str(config.data_folder.resolve())}
+    if config.output_dir is not None:  # the command runs in the project's folder
+        settings["output_dir"] = str(Path(config.output_dir).resolve())
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder) / "run.toml"
         config_file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items() if v is not None))
@@ -433,16 +458,18 @@ def train_in_a_process(config: TrainConfig) -> float:
         return time.perf_counter() - began
 
 
-def _run_command(config: TrainConfig, seed: int, threads: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as output_dir:
-        run = replace(config, seed=seed, threads=threads, name="run", output_dir=output_dir)
-        wall = train_in_a_process(run)
-        metrics = load_metrics_json("run", output_dir)
+def _run_command(config: TrainConfig, keep: str | None, folder: Path) -> dict[str, Any]:
+    """Train once by the command; with ``keep`` its files stay in ``folder``, under that name and the seed's."""
+    with tempfile.TemporaryDirectory() as nowhere:
+        name, output_dir = ("run", nowhere) if keep is None else (f"{keep}_seed_{config.seed}", str(folder))
+        wall = train_in_a_process(replace(config, name=name, output_dir=output_dir))
+        metrics = load_metrics_json(name, output_dir)
     split = "val" if config.val_split else "test"
     return {
         "accuracy": metrics[f"{split}_acc"][-1],
         "seconds": metrics["total_seconds"],  # from the first batch to the last evaluation
         "wall_seconds": round(wall, 3),  # of the whole command
+        "environment": metrics["environment"],
     }
 
 
@@ -478,16 +505,19 @@ def print_series(label: str, runs: Sequence[dict[str, float]]) -> None:
 
 def accuracy_figure(all_series: Sequence[dict[str, Any]]) -> Figure:
     """A dot a run, a bar from one end of the mean's 95 % interval to the other, a row a series."""
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(all_series)), layout="constrained")
+    series = [entry for entry in all_series if entry["runs"]]
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(series)), layout="constrained")
     axes = figure.subplots()
-    for row, entry in enumerate(all_series):
+    for row, entry in enumerate(series):
         values = [run["accuracy"] for run in entry["runs"].values()]
         axes.plot(values, [row] * len(values), "o", color="#4292c6", alpha=0.5, markersize=6)
         mean, _, half = mean_and_interval(values)
         if not math.isnan(half):
             axes.errorbar(mean, row, xerr=half, fmt="|", color="#08306b", markersize=16, capsize=4)
-    axes.set_yticks(range(len(all_series)), [f"{entry['label']} (n={len(entry['runs'])})" for entry in all_series])
-    axes.set_ylim(len(all_series) - 0.4, -0.6)
+    held_out = [", held-out images" if entry["recipe"].get("val_split") else "" for entry in series]
+    labels = [f"{entry['label']}{on} (n={len(entry['runs'])})" for entry, on in zip(series, held_out, strict=True)]
+    axes.set_yticks(range(len(series)), labels)
+    axes.set_ylim(len(series) - 0.4, -0.6)
     axes.set_xlabel("accuracy at the last epoch [%]: each seed, the mean and its 95 % interval")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -529,6 +559,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     series.add_argument("--first_seed", type=int, default=1, help="the first of them (1)")
     series.add_argument("--jobs", type=int, default=1, help="how many at once, the threads divided among them (1)")
     series.add_argument("--label", default=None, help="what the series is called in the plot")
+    series.add_argument("--keep", metavar="NAME", default=None, help="keep the networks, as runs NAME_seed_SEED")
     series.add_argument("--naive", action="store_true", default=False, help="train with the naive reference instead")
     add_training_flags(series, leave_out=("seed", "name", "output_dir"))
     for command in (speed, series):
@@ -540,6 +571,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
+    stop_on_sigterm()
     return exit_status(parser, lambda: run(args), "interrupted; what is finished is kept")
 
 

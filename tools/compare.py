@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from file_utils import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, atomic_write, existing_runs
 from main import OneLineParser, exit_status
-from tools.predict import ENSEMBLE, ENSEMBLE_COMMAND, Network, Networks, ensemble_file, is_a_name, read_ensemble
+from tools.predict import ENSEMBLE_COMMAND, Network, Networks, ensemble_file, is_a_name, known_ensembles, read_ensemble
 
 if TYPE_CHECKING:
     from visualization import Metrics
@@ -142,11 +142,13 @@ def is_alive(pid: int, updated: str) -> bool:
 class Comparer:
     """Compares the runs under ``output_dir``; keeps what it read and measured while the files stay as they are."""
 
-    def __init__(self, output_dir: str | None = None, data_dir: str | None = None) -> None:
+    def __init__(
+        self, output_dir: str | None = None, data_dir: str | None = None, networks: Networks | None = None
+    ) -> None:
         self.output_dir, self.data_dir = output_dir, data_dir
         self.metrics = MetricsCache(output_dir)
-        self.networks = Networks(output_dir, log=lambda line: None)  # told by whoever uses them first
-        self._latencies: dict[int, tuple[Network, float]] = {}
+        self.networks = networks or Networks(output_dir, log=lambda line: None)
+        self._latencies: dict[str, tuple[Network, float]] = {}  # run -> its network and what was measured of it
 
     def rows(self, problems: list[str] | None = None) -> list[RunRow]:
         """A row a run, the most accurate first; ``problems`` gets a line for every run that cannot be read."""
@@ -158,10 +160,11 @@ class Comparer:
                     problems.append(metrics)
                 continue
             rows.append(self._row(name, metrics))
-        files = RunFiles(ENSEMBLE, self.output_dir)
-        if ensemble_file(files).is_file() and not any(row.name == ENSEMBLE for row in rows):
+        for name in known_ensembles(self.output_dir):
+            if any(row.name == name for row in rows):
+                continue
             try:
-                rows.append(self._ensemble_row(files))
+                rows.append(self._ensemble_row(RunFiles(name, self.output_dir)))
             except DamagedFileError as error:
                 if problems is not None:
                     problems.append(str(error))
@@ -218,10 +221,9 @@ class Comparer:
         if not files.params.is_file() and not ensemble_file(files).is_file():
             return None
         for network in self.networks.named([name]):
-            measured = self._latencies.get(id(network.model))
-            if measured is None:
-                measured = (network, round(forward_ms(network.model), 3))  # kept, so that the id stays its own
-                self._latencies[id(network.model)] = measured
+            measured = self._latencies.get(name)
+            if measured is None or measured[0] is not network:
+                measured = self._latencies[name] = (network, round(forward_ms(network.model), 3))
             return measured[1]
         return None
 
@@ -243,32 +245,39 @@ class Comparer:
             if row.name in chosen:
                 self._add_details(comparison, row)
         if not any(row.kind == "ensemble" for row in rows):
-            comparison.missing.append({"what": "an ensemble of the networks", "command": ENSEMBLE_COMMAND})
+            command = self._command(ENSEMBLE_COMMAND)
+            comparison.missing.append({"what": "an ensemble of the networks", "command": command})
         comparison.disagreements.extend(self._disagreements(comparison.evaluations))
         return comparison
 
     def _add_details(self, comparison: Comparison, row: RunRow) -> None:
         metrics = self.metrics.get(row.name) if row.kind == "network" else ""
         if not isinstance(metrics, str):
-            comparison.curves[row.name] = {key: metrics[key] for key in CURVES}
-            comparison.batches[row.name] = batches_per_epoch(metrics)
+            try:
+                comparison.batches[row.name] = batches_per_epoch(metrics)
+                comparison.curves[row.name] = {key: metrics[key] for key in CURVES}
+            except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+                comparison.problems.append(f"the metrics of {row.name} are not as the schema says: {error!r}")
         files = RunFiles(row.name, self.output_dir)
+        is_ensemble = row.kind == "ensemble"
+        flag = "ensemble" if is_ensemble else "name"
         for what, tool, add in (
             ("evaluation", "evaluate", self._add_evaluation),
             ("export", "export", self._add_export),
         ):
             path = files.metrics.with_name(f"{row.name}_{what}.json")
-            command = f"python -m tools.{tool} --name {row.name}"
-            if self.output_dir is not None:
-                command += f" --output_dir {self.output_dir}"
             if not path.is_file():
-                if row.bytes is not None or row.kind == "ensemble":
+                if row.bytes is not None or (is_ensemble and tool == "evaluate"):  # an ensemble is not exported
+                    command = self._command(f"python -m tools.{tool} --{flag} {row.name}")
                     comparison.missing.append({"what": f"the {what} of {row.name}", "command": command})
                 continue
             try:
                 add(comparison, row, json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, RecursionError, TypeError, LookupError, AttributeError) as error:
                 comparison.problems.append(f"{path} is not as its schema says: {type(error).__name__} {error}")
+
+    def _command(self, command: str) -> str:
+        return command if self.output_dir is None else f"{command} --output_dir {self.output_dir}"
 
     def _add_evaluation(self, comparison: Comparison, row: RunRow, found: dict[str, Any]) -> None:
         confusion = [[int(count) for count in line] for line in found["confusion"]]
@@ -332,9 +341,9 @@ def mnist_test_digits(data_dir: str | None = None) -> Any:
     folder = PROJECT_DIR / "data" if data_dir is None else Path(data_dir)
     if folder not in _digits:
         from data_utils import load_images
-        from mnist_files import MNIST_SHA256, DataError
+        from mnist_files import DataError, is_there
 
-        if not all((folder / "MNIST" / "raw" / name).is_file() for name in MNIST_SHA256):
+        if not is_there(folder):
             return None  # to fetch them is for the training command
         try:
             images, labels = load_images(folder, train=False, log=lambda line: None)

@@ -30,7 +30,7 @@ from file_utils import DamagedFileError, RunFiles, UsageError
 from imports import F, nn, torch
 from main import OneLineParser, check_at_least, exit_status
 from model_strategy import get_strategy, known_models
-from tools.benchmark import forward_ms, train_in_a_process, write_json
+from tools.benchmark import forward_ms, stop_on_sigterm, train_in_a_process, write_json
 from tools.evaluate.measures import expected_calibration_error, fit_temperature, predict, scale, wilson_interval
 from tools.evaluate.report import as_input
 from train_config import TrainConfig
@@ -101,11 +101,13 @@ def load_ensemble(name: str = "ensemble", output_dir: str | os.PathLike[str] | N
             raise ValueError("it is of another schema")
         named = list(zip(description["members"], description["models"], description["weights"], strict=True))
         voting = description["method"], description["weights"], float(description["temperature"])
+        if voting[0] not in METHODS:
+            raise ValueError(f"method {voting[0]!r} is not known")
         members = [load_model_params(get_strategy(model).build(), member, output_dir) for member, model, _ in named]
         return Ensemble(members, *voting)
     except FileNotFoundError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DamagedFileError(f"{path} does not describe an ensemble: {error}") from None
 
 
@@ -192,7 +194,7 @@ def is_trained(config: TrainConfig) -> bool:
         return False
     if metrics["status"] != "finished":
         return False
-    where_and_how = ("name", "data_dir", "output_dir", "device", "threads")
+    where_and_how = ("name", "data_dir", "output_dir", "device", "threads", "tensorboard")
     saved, wanted = asdict(TrainConfig(**metrics["config"])), asdict(config)
     other = [key for key in wanted if key not in where_and_how and wanted[key] != saved[key]]
     if other:
@@ -355,6 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
+    stop_on_sigterm()
     return exit_status(parser, lambda: run(args), "interrupted; what is trained is kept")
 
 

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import hashlib
 import itertools
+import json
 import logging
 import statistics
 import sys
@@ -112,7 +113,8 @@ def export(args: argparse.Namespace) -> int:
 
     if rows:
         latency = measure_latency(runners, test.images)
-        versions = {form.runtime: version(form.runtime) for form in mobile_formats.FORMATS.values()}
+        packages = [*(form.runtime for form in mobile_formats.FORMATS.values()), "torchao"]
+        versions = {package: version(package) for package in packages}
         results = {
             "schema": EXPORT_SCHEMA,
             "name": args.name,
@@ -131,9 +133,23 @@ def export(args: argparse.Namespace) -> int:
             "files": [row | {"latency_ms": latency[row["file"]]} for row in rows],
         }
         print_results(results)
-        write_json(files.metrics.with_name(f"{args.name}_export.json"), results)
-        write_figure(files.plot.with_name(f"{args.name}_export.png"), export_figure(results))
+        path = files.metrics.with_name(f"{args.name}_export.json")
+        if len(rows) < len(measured_before(path, weights_sha256)):
+            print(f"{path.name} stays: it has more files of these weights, measured in one run")
+        else:
+            write_json(path, results)
+            write_figure(files.plot.with_name(f"{args.name}_export.png"), export_figure(results))
     return 0 if len(rows) == len(kinds) else 1
+
+
+def measured_before(path: Path, weights_sha256: str) -> list[dict[str, Any]]:
+    """The files in the results ``path``, if those are there, readable and of the same weights."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        files: list[dict[str, Any]] = before["files"] if before["weights_sha256"] == weights_sha256 else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return files
 
 
 def make_file(
@@ -148,7 +164,7 @@ def make_file(
         "input": "uint8 [N, 1, 28, 28], grey levels, white on black",
         "output": "float32 [N, 10], probabilities",
         "preprocessing": f"inside this file: (grey / 255 - {MEAN}) / {STD}",
-        "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", form.runtime)),
+        "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", "torchao", form.runtime)),
     }
     # The file has its own accuracy in it, so it is made twice; the metadata does not touch the network.
     accuracy = percent_right(probabilities(form.load(make(metadata)), test.images), test.labels)
@@ -202,9 +218,9 @@ def measure_latency(runners: Mapping[str, Runner], images: torch.Tensor) -> dict
     """
     from imports import torch
 
+    latency: dict[str, dict[str, float]] = {name: {} for name in runners}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    latency: dict[str, dict[str, float]] = {name: {} for name in runners}
     for size, burst in BURSTS.items():
         batch = images[:size]
         seconds: dict[str, list[float]] = {name: [] for name in runners}

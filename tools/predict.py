@@ -7,6 +7,7 @@ python -m tools.predict scans/*.png --name mnist_model_3
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import sys
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tools.preprocess import MnistImage
 
 DEFAULT_RUN = "mnist_model_1"
-ENSEMBLE = "ensemble"
+NOT_ENSEMBLES = ("_metrics.json", "_evaluation.json", "_export.json")
 ENSEMBLE_COMMAND = "python -m tools.ensemble"
 
 
@@ -92,12 +93,38 @@ def read_ensemble(files: RunFiles) -> dict[str, Any]:
     return facts
 
 
+def known_ensembles(output_dir: str | None = None) -> list[str]:
+    """Names of the files under outputs/ that may describe an ensemble, sorted."""
+    folder = RunFiles("any", output_dir).metrics.parent
+    files = [path for path in folder.glob("*.json") if not path.name.endswith(NOT_ENSEMBLES)]
+    return sorted(path.stem for path in files if is_a_name(path.stem) and _says_ensemble(path))
+
+
+def _says_ensemble(path: Path) -> bool:
+    stamp = _stamp(path)
+    if _kinds.get(path, (None, False))[0] != stamp:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            found = {"kind": "ensemble"}  # it may be one that is damaged: whoever loads it will tell
+        _kinds[path] = stamp, isinstance(found, dict) and found.get("kind") == "ensemble"
+    return _kinds[path][1]
+
+
+_kinds: dict[Path, tuple[tuple[int, int] | None, bool]] = {}  # file -> its stamp, and whether it describes an ensemble
+
+
 def known_networks(output_dir: str | None = None) -> list[str]:
-    """Names of the runs that have weights and metrics, and of the ensembles, in that order."""
+    """Names of the ensembles, then of the runs that have weights and metrics, but for those trained to vote."""
     with_metrics = set(existing_runs(output_dir, "_metrics.json"))
-    runs = [name for name in existing_runs(output_dir, "_params.pth") if name in with_metrics and is_a_name(name)]
-    ensembles = [ENSEMBLE] if ensemble_file(RunFiles(ENSEMBLE, output_dir)).is_file() else []
-    return runs + [name for name in ensembles if name not in runs]
+    ensembles = [name for name in known_ensembles(output_dir) if name not in with_metrics]
+    voters = tuple(f"{name}_model_" for name in ensembles)
+    runs = [
+        name
+        for name in existing_runs(output_dir, "_params.pth")
+        if name in with_metrics and is_a_name(name) and not name.startswith(voters)
+    ]
+    return ensembles + runs
 
 
 def is_a_name(name: str) -> bool:
@@ -131,8 +158,7 @@ class Networks:
         return [network for network in found if network is not None]
 
     def _get(self, name: str) -> Network | None:
-        files = RunFiles(name, self.output_dir)
-        stamp = [_stamp(path) for path in (files.params, files.metrics, ensemble_file(files))]
+        stamp = self._stamp_of(name)
         if name not in self._loaded or self._loaded[name][0] != stamp:
             network = None
             try:
@@ -141,6 +167,17 @@ class Networks:
                 self.log(f"{name} is left out: {error}")
             self._loaded[name] = (stamp, network)
         return self._loaded[name][1]
+
+    def _stamp_of(self, name: str) -> Any:
+        """What is another one when other weights are to be loaded. A run that trains rewrites only its metrics."""
+        files = RunFiles(name, self.output_dir)
+        if files.metrics.is_file():
+            return _stamp(files.params)
+        stamps = [_stamp(ensemble_file(files))]
+        with contextlib.suppress(FileNotFoundError, DamagedFileError, UsageError):
+            members = [str(member) for member in read_ensemble(files)["members"]]
+            stamps += [_stamp(RunFiles(member, self.output_dir).params) for member in members]
+        return stamps
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

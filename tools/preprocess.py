@@ -82,6 +82,10 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def _grey(image: Image.Image) -> Grey:
+    if image.mode == "P":  # of two colours or a palette, Pillow would take single pixels when it makes it smaller
+        image = image.convert("LA" if image.has_transparency_data else "L")
+    elif image.mode == "1":
+        image = image.convert("L")
     image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         levels = np.asarray(image, dtype=np.float32)

@@ -154,7 +154,7 @@ def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[]
     troubles = workers.troubles()
     if job.to_come(trials) <= 0 and not is_under_way(trials):
         for _, line in troubles:
-            print(f"Note: {line}; its trial was tried again.")
+            print(f"Note: {line}; {'its trial was tried again' if 'ended early' in line else 'the others went on'}.")
         return
     status, line = troubles[0] if troubles else (1, "the workers ended early")
     raise UsageError(line) if status == 2 else TuneError(f"{line}; the same command goes on")
@@ -181,9 +181,9 @@ class Progress:
     def _summary(self, trials: Sequence[FrozenTrial]) -> str:
         done, names = finished(trials), Counter(trial.state.name for trial in trials)
         parts = [f"{done} of {self.wanted} done, {names['PRUNED']} pruned"]
-        best = self.study.best_trial if names["COMPLETE"] else None
-        if best is not None and "recipe" not in best.params:
-            parts.append(f"best {best.value:.2f} % (trial {best.number})")
+        best = best_trials(self.study)
+        if best and "recipe" not in best[0].params:
+            parts.append(f"best {best[0].value:.2f} % (trial {best[0].number})")
         if self.before < done < self.wanted:
             left = (time.monotonic() - self.began) / (done - self.before) * (self.wanted - done)
             parts.append(f"about {left / 60:.0f} min left" if left >= 60 else f"about {left:.0f} s left")
@@ -333,7 +333,8 @@ def confirmation_table(study: optuna.Study, seeds: Sequence[int]) -> list[list[s
         found = [accuracies[recipe, seed] for seed in seeds if (recipe, seed) in accuracies]
         spreads = [mean_and_interval([pair[split] for pair in found])[:2] for split in (0, 1) if found]
         cells = [f"{mean:.3f} +- {deviation:.3f}" for mean, deviation in spreads]
-        rows.append([recipe, *(cells or ["diverged", "diverged"]), str(len(found))])
+        without = f" ({len(seeds) - len(found)} diverged or lost)" if len(found) < len(seeds) else ""
+        rows.append([recipe, *(cells or ["-", "-"]), f"{len(found)}{without}"])
     both = [seed for seed in seeds if {("tuned", seed), ("specification", seed)} <= accuracies.keys()]
     if both:
         pairs = [(accuracies["tuned", seed], accuracies["specification", seed]) for seed in both]
@@ -358,13 +359,14 @@ def tune(args: argparse.Namespace, given: dict[str, Any]) -> int:
     files = RunFiles(f"tuning_{config.run_name}", config.output_dir)
     files.make_folders()
 
-    images = sha256_of(ensure_mnist(config.data_folder) / "train-images-idx3-ubyte")
+    raw = ensure_mnist(config.data_folder)
+    data = {kind: sha256_of(raw / f"train-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")}
     data_dir = str(config.data_folder.resolve())
     toml, page = (files.metrics.with_name(f"{files.name}.{ending}") for ending in ("toml", "html"))
     url = args.storage or f"sqlite:///{toml.with_suffix('.db').resolve()}"
     with quiet(), storage_errors(url):
         storage = open_storage(url)
-        recipe = {"fixed": fixed, "space": space, "data": {"training images": images}}
+        recipe = {"fixed": fixed, "space": space, "data": data}
         study = open_study(storage, config.run_name, recipe)
         done = len(study.get_trials(deepcopy=False))
         if not done:
@@ -377,8 +379,9 @@ def tune(args: argparse.Namespace, given: dict[str, Any]) -> int:
             threads=config.threads or max(1, (os.cpu_count() or 1) // args.workers),
             device=config.device,
             data_dir=data_dir,
-            # one worker draws the same again from the same seed; of several, the order in which they end decides
-            sampler_seed=config.seed + done if args.workers == 1 else None,
+            # one worker draws the same again from the same seed; of several, here or on other machines, each must
+            # draw something else
+            sampler_seed=config.seed + done if args.workers == 1 and args.storage is None else None,
         )
         run_workers(study, job, args.workers, Progress(study, args.trials))
         best = best_trials(study)

@@ -49,7 +49,8 @@ ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 # What makes a run the run that it is, or a study comparable with itself; it is given by flags and not searched.
 NOT_SEARCHED = (
-    "model", "epochs", "val_split", "seed", "device", "threads", "name", "data_dir", "output_dir", "tensorboard",
+    "model", "epochs", "val_split", "seed", "pipeline", "device", "threads", "name", "data_dir", "output_dir",
+    "tensorboard",
 )  # fmt: skip
 
 
@@ -72,6 +73,8 @@ def read_space(path: Path | None, given: Mapping[str, Any]) -> tuple[dict[str, A
     space = {key: value for key, value in (SPACE | wanted).items() if key not in given}
     for key, values in space.items():
         _check_values(key, values)
+    if 0 in _extremes(space.get("momentum", 0.9)) and True in _extremes(space.get("nesterov", False)):
+        raise UsageError("space: momentum: 0 is not allowed while nesterov may be true; set nesterov = false")
     fixed = {key: space.pop(key) for key in list(space) if not isinstance(space[key], dict | list)}
     if not space:
         raise UsageError("space: every setting has one value, so there is nothing to search")
@@ -86,12 +89,9 @@ def _check_values(key: str, values: Any) -> None:
             raise UsageError(f"space: {key}: a range is not allowed; give a list of choices")
         if not isinstance(values.get("log", False), bool):
             raise UsageError(f"space: {key}: log = {values['log']!r} is not allowed; it must be true or false")
-        examples = [values["low"], values["high"]]
-    else:
-        examples = values if isinstance(values, list) else [values]
-        if not examples:
-            raise UsageError(f"space: {key}: an empty list is not allowed; give at least one choice")
-    for value in examples:
+    elif values == []:
+        raise UsageError(f"space: {key}: an empty list is not allowed; give at least one choice")
+    for value in _extremes(values):
         try:
             TrainConfig(**{key: value})
         except UsageError as error:
@@ -101,6 +101,13 @@ def _check_values(key: str, values: Any) -> None:
             raise UsageError(f"space: {key}: low = {values['low']} is above high = {values['high']}")
         if values.get("log") and values["low"] <= 0:
             raise UsageError(f"space: {key}: low = {values['low']} is not allowed with log; it must be above 0")
+
+
+def _extremes(values: Any) -> list[Any]:
+    """The ends of a range, all of a list, or the one value."""
+    if isinstance(values, dict):
+        return [values["low"], values["high"]]
+    return values if isinstance(values, list) else [values]
 
 
 def _type_of(key: str) -> type:

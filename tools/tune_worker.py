@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import sqlite3
 import tempfile
 import time
 import warnings
@@ -27,6 +28,7 @@ from train_config import TrainConfig
 
 if TYPE_CHECKING:
     import optuna
+    import sqlalchemy
     from optuna.trial import FrozenTrial
 
     from imports import nn
@@ -124,7 +126,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     # SQLite has one writer at a time: wait for it. A connection to a server may have been cut meanwhile.
     is_file = shown(url).startswith("sqlite")
     try:
-        return optuna.storages.RDBStorage(
+        storage = optuna.storages.RDBStorage(
             url,
             engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT,
@@ -133,6 +135,28 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         )
     except (sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
         raise UsageError(f"storage: {shown(url)} needs a driver that is not installed: {_innermost(error)}") from None
+    if is_file:
+        _write_alone(storage.engine)
+    return storage
+
+
+def _write_alone(engine: sqlalchemy.Engine) -> None:
+    """Let every transaction of SQLite begin by taking its one lock.
+
+    Optuna takes a queued trial by SELECT ... FOR UPDATE, then UPDATE. SQLite has no FOR UPDATE, and Python's driver
+    begins a transaction at the UPDATE: two workers could take the same trial.
+    """
+    import sqlalchemy
+
+    def leave_transactions_alone(connection: sqlite3.Connection, record: object) -> None:
+        connection.isolation_level = None
+
+    def begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sqlalchemy.event.listen(engine, "connect", leave_transactions_alone)
+    sqlalchemy.event.listen(engine, "begin", begin)
+    engine.dispose()  # of the connections made before
 
 
 def _innermost(error: BaseException) -> str:
@@ -235,7 +259,8 @@ class Worker:
         self.seen = {number: self.seen.get(number, time.monotonic()) for number in unsigned}
         for number, since in self.seen.items():
             if time.monotonic() - since > GRACE:
-                with contextlib.suppress(ValueError):  # another worker did
+                # another worker did
+                with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
                     self.study.tell(number, state=optuna.trial.TrialState.FAIL)
                     self.try_again(number)
 

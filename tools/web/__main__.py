@@ -95,6 +95,8 @@ def serve(listener: socket.socket, host: str, output_dir: str | None, data_dir: 
 
     port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
+    if host in ("0.0.0.0", "::"):  # every address of this machine; others know it by its name
+        shown = socket.gethostname()
     print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
     app = create_app(Settings(host=host, output_dir=output_dir, data_dir=data_dir))
     config = uvicorn.Config(

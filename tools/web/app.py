@@ -25,6 +25,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
 
 from file_utils import UsageError
 from tools.compare import STATIC, Comparer, RunRow, mnist_test_digits
@@ -146,6 +147,8 @@ async def read_body(request: Request, limit: int) -> bytes:
                     raise too_long
     except TimeoutError:
         raise HTTPException(408, f"the body did not come within {BODY_SECONDS} s") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the body ended early") from None  # nobody hears it, and nothing is logged
     return bytes(body)
 
 
@@ -183,7 +186,7 @@ def answer(networks: list[Network], image: MnistImage) -> Answer:
 def create_app(settings: Settings) -> FastAPI:
     """The whole server."""
     networks = Networks(settings.output_dir)
-    comparer = Comparer(settings.output_dir, settings.data_dir)
+    comparer = Comparer(settings.output_dir, settings.data_dir, networks)
     watcher = Watcher(settings.output_dir)
     # half of the cores, so that a training beside it goes on; files are read apart from that
     inference = Bounded(max(1, (os.cpu_count() or 1) // 2), WAITING)

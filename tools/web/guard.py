@@ -81,13 +81,20 @@ class Guard:
         if not self._is_own(host):
             return "the Host header names another machine"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and not self._is_from(origin, host):
             return "requests from other sites are refused"
         site, mode, target = (headers.get(f"sec-fetch-{name}") for name in ("site", "mode", "dest"))
         followed_link = mode == "navigate" and target == "document" and scope["method"] == "GET"
         if site in ("cross-site", "same-site") and not followed_link:
             return "requests from other sites are refused"
         return None
+
+    @staticmethod
+    def _is_from(origin: str, host: str) -> bool:
+        try:
+            return urlsplit(origin).netloc == host
+        except ValueError:  # no address at all
+            return False
 
     def _is_own(self, host: str) -> bool:
         try:

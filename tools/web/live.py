@@ -97,14 +97,14 @@ class Watcher:
             return before
         seen.metrics = metrics
         try:
-            seen.live = _live_run(name, metrics, status, seen.progress, 0 if before is None else before.version + 1)
-        except (KeyError, TypeError, ValueError):
+            seen.live = _live_run(name, metrics, status, seen.progress, before)
+        except (KeyError, TypeError, ValueError, ArithmeticError):
             seen.live = None  # a configuration of another version of this program
         return seen.live
 
 
 def _live_run(
-    name: str, metrics: dict[str, Any], status: str, progress: deque[tuple[float, int]], version: int
+    name: str, metrics: dict[str, Any], status: str, progress: deque[tuple[float, int]], before: LiveRun | None
 ) -> LiveRun:
     config, done = metrics["config"], len(metrics["train_losses"])
     updated = datetime.fromisoformat(metrics["updated"]).timestamp()
@@ -112,6 +112,8 @@ def _live_run(
     an_epoch = batches_per_epoch(metrics)
     if progress and (progress[-1][1] > done or progress[-1][0] > updated):
         progress.clear()  # another run of this name, or the same one again from its checkpoint
+    if before is not None and before.epochs_done != epochs_done:
+        progress.clear()  # it was evaluating meanwhile
     progress.append((updated, done))
     while updated - progress[0][0] > RATE_SECONDS and len(progress) > 2:
         progress.popleft()
@@ -123,7 +125,7 @@ def _live_run(
     stride = math.ceil(epochs * an_epoch / POINTS)
     return LiveRun(
         name=name,
-        version=version,
+        version=0 if before is None else before.version + 1,
         status=status,
         model=metrics["model"],
         parameters=metrics["parameters"],

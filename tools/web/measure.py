@@ -117,10 +117,11 @@ def ask(connection: http.client.HTTPConnection, body: bytes, content_type: str =
     """
     connection.request("POST", "/api/predict", body, {"Content-Type": content_type})
     response = connection.getresponse()
-    answer: dict[str, Any] = json.loads(response.read())
+    answer = response.read()
     if response.status != 200:
-        raise RuntimeError(f"status {response.status}: {answer['detail']}")
-    return answer
+        raise RuntimeError(f"status {response.status}: {answer.decode(errors='replace')}")
+    found: dict[str, Any] = json.loads(answer)
+    return found
 
 
 @contextmanager
@@ -309,18 +310,22 @@ def clients(args: argparse.Namespace) -> int:
                 began = time.perf_counter()
                 try:
                     ask(connection, body)
-                except (OSError, RuntimeError, http.client.HTTPException) as error:
+                except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
                     errors.append(str(error))
-                times.append(time.perf_counter() - began)
+                else:
+                    times.append(time.perf_counter() - began)
 
     with serving() as (address, pid), ThreadPoolExecutor(args.count) as pool:
         process, memory = psutil.Process(pid), []
-        for body in bodies:
-            pool.submit(client, body, address)
+        working = [pool.submit(client, body, address) for body in bodies]
         for _ in range(args.seconds):
             time.sleep(1)
             memory.append(process.memory_info().rss / 2**20)
         end.set()
+        for one in working:
+            one.result()
+    if not times:
+        raise RuntimeError(f"no answer came: {errors[0]}")
     times.sort()
     third = len(memory) // 3
     print(

@@ -62,6 +62,7 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
     return element;
   };
   const focused = document.activeElement?.id;
+  for (const chart of root.querySelectorAll(".js-plotly-plot")) Plotly.purge(chart);
   root.replaceChildren(
     h("h1", { text: "Compare" }),
     h("p", { class: "lead", text: "Every run under outputs/. Choose runs in the first column: the charts below follow, and the address keeps the choice." }),
@@ -108,9 +109,12 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
       const values = rows.map((row) => row[column.key]).filter((value) => value !== null);
       return [column.key, values.length > 1 ? column.best(...values) : undefined];
     }));
+    const ticked = new Set(chosen); // the answer to an earlier tick may still be under way
     const body = rows.map((row) => {
       const box = h("input", { type: "checkbox", id: `choose-${row.name}`, checked: chosen.includes(row.name), onchange: ({ target }) => {
-        onChoose(target.checked ? [...chosen, row.name] : chosen.filter((name) => name !== row.name));
+        if (target.checked) ticked.add(row.name);
+        else ticked.delete(row.name);
+        onChoose([...ticked]);
       } });
       const label = h("label", {}, box, swatch(row.name), row.name);
       return h("tr", {}, h("td", {}, label), ...COLUMNS.slice(1).map((column) => h(

@@ -124,11 +124,16 @@ export function startDraw() {
           showAnswer(answer, of);
           performance.measure("stroke to answer", { start: from, end: performance.now() });
         } else {
+          showNothing();
           showProblem(answer.detail);
         }
       }
     } catch {
-      if (mine > shown) showProblem("The server does not answer. Is it still running?");
+      if (mine > shown) {
+        shown = mine;
+        showNothing();
+        showProblem("The server does not answer. Is it still running?");
+      }
     } finally {
       underWay -= 1;
       pump();
@@ -243,13 +248,19 @@ export function startDraw() {
     paintSoon();
   }
 
+  function liftPen() {
+    stroke = null;
+    if (pen) pen.down = false;
+  }
+
   function undo() {
     if (history.length === 0) return;
-    stroke = null;
+    liftPen();
     change(history.pop(), false);
   }
 
   function clear() {
+    liftPen();
     if (!isEmpty()) change(EMPTY);
   }
 
@@ -279,7 +290,7 @@ export function startDraw() {
     startStroke(place(event));
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (!stroke || !event.isPrimary) return;
+    if (!stroke || !event.isPrimary || event.buttons === 0) return;
     const events = event.getCoalescedEvents?.() ?? [];
     extendStroke((events.length ? events : [event]).map(place));
   });

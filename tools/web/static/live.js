@@ -17,36 +17,48 @@ export function startLive(section) {
   const cards = new Map(); // name -> its card, of runs that train or trained while this page watched
   const [training, others] = ["live-runs", "live-others"].map((id) => document.getElementById(id));
   let begun = false;
+  let events = null;
 
-  const events = new EventSource("/api/live");
-  events.addEventListener("run", ({ data }) => {
-    const run = JSON.parse(data);
-    const before = runs.get(run.name);
-    const curve = before?.curve ?? { losses: [], rates: [] };
-    if (run.start !== null) {
-      for (const key of ["losses", "rates"]) curve[key].splice(run.start, Infinity, ...run[key]);
-    }
-    runs.set(run.name, { ...run, curve });
-    if (run.status === "running" || cards.has(run.name)) update(run.name);
-    if (run.status !== "running" || before?.status !== "running") list();
-  });
-  events.addEventListener("gone", ({ data }) => {
-    const { name } = JSON.parse(data);
-    runs.delete(name);
-    cards.get(name)?.root.remove();
-    cards.delete(name);
-    list();
-  });
-  events.addEventListener("begun", () => {
-    begun = true;
-    list();
-  });
-  events.addEventListener("open", () => {
-    document.getElementById("live-lead").textContent = "Runs show up here by themselves while they train.";
-  });
-  events.addEventListener("error", () => {
-    document.getElementById("live-lead").textContent = "The server does not answer. This page goes on when it does.";
-  });
+  // A page that nobody sees gives its connection back: a browser has few of them for one server.
+  function connect() {
+    events?.close();
+    events = null;
+    if (document.hidden) return;
+    events = new EventSource("/api/live");
+    listen(events);
+  }
+
+  function listen(events) {
+    events.addEventListener("run", ({ data }) => {
+      const run = JSON.parse(data);
+      const before = runs.get(run.name);
+      const curve = before?.curve ?? { losses: [], rates: [] };
+      if (run.start !== null) {
+        for (const key of ["losses", "rates"]) curve[key].splice(run.start, Infinity, ...run[key]);
+      }
+      runs.set(run.name, { ...run, curve });
+      if (run.status === "running" || cards.has(run.name)) update(run.name);
+      if (run.status !== "running" || before?.status !== "running") list();
+    });
+    events.addEventListener("gone", ({ data }) => {
+      const { name } = JSON.parse(data);
+      runs.delete(name);
+      cards.get(name)?.root.remove();
+      cards.delete(name);
+      list();
+    });
+    events.addEventListener("begun", () => {
+      begun = true;
+      list();
+    });
+    events.addEventListener("open", () => {
+      document.getElementById("live-lead").textContent = "Runs show up here by themselves while they train.";
+    });
+    events.addEventListener("error", () => {
+      document.getElementById("live-lead").textContent = "The server does not answer. This page goes on when it does.";
+      if (events.readyState === EventSource.CLOSED) setTimeout(connect, 3000); // refused: the browser itself gives up
+    });
+  }
 
   function makeCard(name) {
     const badge = h("span", { class: "badge" });
@@ -136,6 +148,10 @@ export function startLive(section) {
     for (const [name, card] of cards) draw(card, runs.get(name));
   };
   addEventListener("themechange", drawAll);
-  addEventListener("visibilitychange", drawAll);
+  addEventListener("visibilitychange", () => {
+    connect();
+    drawAll();
+  });
+  connect();
   return { show: drawAll };
 }

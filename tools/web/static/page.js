@@ -36,4 +36,5 @@ function show() {
 }
 
 addEventListener("hashchange", show);
+started.live = startLive(document.getElementById("live")); // its mark in the bar tells of a training in every view
 show();
