@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +13,7 @@ from models.blocks import ConvBlock
 from tools import benchmark
 from tools.benchmark import SeriesStore, mean_and_interval, multiply_adds
 from tools.naive import NaiveTraining, plain_network
+from visualization import load_metrics_json
 
 
 def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -144,3 +146,22 @@ def test_wrong_arguments(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_sigterm_stops_the_series_and_what_it_trains(tiny_mnist, tmp_path):
+    flags = ["--epochs", 100_000, "--data_dir", tiny_mnist, "--output_dir", tmp_path, "--keep", "kept"]
+    line = [sys.executable, "-m", "tools.benchmark", "accuracy", "--seeds", "2", *map(str, flags)]
+    with subprocess.Popen(
+        line, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as series:
+        metrics = tmp_path / "outputs" / "kept_seed_1_metrics.json"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        series.terminate()
+        _, err = series.communicate(timeout=60)
+    assert series.returncode == 130
+    assert "interrupted; what is finished is kept" in err
+    assert load_metrics_json("kept_seed_1", tmp_path)["status"] == "interrupted"
+    assert not (tmp_path / "outputs" / "kept_seed_2_metrics.json").exists()
+    assert not benchmark.accuracy_figure([{"label": "none yet", "recipe": {}, "runs": {}}]).axes[0].lines

@@ -331,7 +331,8 @@ def _run_quietly(command: Sequence[str]) -> str:
     return out
 
 
-def stop_on_sigterm() -> None:
+@contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
     """Let SIGTERM do what Ctrl-C does, also to the trainings that this process started."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -339,7 +340,11 @@ def stop_on_sigterm() -> None:
             process.terminate()
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -571,8 +576,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    stop_on_sigterm()
-    return exit_status(parser, lambda: run(args), "interrupted; what is finished is kept")
+    with stopping_on_sigterm():
+        return exit_status(parser, lambda: run(args), "interrupted; what is finished is kept")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ from file_utils import DamagedFileError, RunFiles, UsageError
 from imports import F, nn, torch
 from main import OneLineParser, check_at_least, exit_status
 from model_strategy import get_strategy, known_models
-from tools.benchmark import forward_ms, stop_on_sigterm, train_in_a_process, write_json
+from tools.benchmark import forward_ms, stopping_on_sigterm, train_in_a_process, write_json
 from tools.evaluate.measures import expected_calibration_error, fit_temperature, predict, scale, wilson_interval
 from tools.evaluate.report import as_input
 from train_config import TrainConfig
@@ -357,8 +357,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    stop_on_sigterm()
-    return exit_status(parser, lambda: run(args), "interrupted; what is trained is kept")
+    with stopping_on_sigterm():
+        return exit_status(parser, lambda: run(args), "interrupted; what is trained is kept")
 
 
 def run(args: argparse.Namespace) -> int:
