@@ -7,6 +7,7 @@ Needs no torch, so that a wrong name is told at once; ``augmentation.py`` applie
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -63,8 +64,12 @@ POLICIES = {
 }
 
 
+# However strong a policy is made: the pen goes at most all the way, and a size does not become nothing.
+_LARGEST = {"thickness": 1.0, "scale": 0.9}
+
+
 def get_policy(name: str, strength: float = 1.0) -> Policy:
-    """The policy ``name``, every range of it times ``strength``.
+    """The policy ``name``, every range of it times ``strength``, thickness up to 1 and scale up to 0.9.
 
     Raises:
         ValueError: there is none of this name; the message lists those there are.
@@ -73,4 +78,5 @@ def get_policy(name: str, strength: float = 1.0) -> Policy:
         raise ValueError(f"augment: {name!r} is not known; choose from {', '.join(POLICIES)}")
     policy = POLICIES[name]
     ranges = ("rotation", "shift", "scale", "shear", "elastic", "thickness", "erase")
-    return replace(policy, **{key: getattr(policy, key) * strength for key in ranges})
+    wanted = {key: getattr(policy, key) * strength for key in ranges}
+    return replace(policy, **{key: min(value, _LARGEST.get(key, math.inf)) for key, value in wanted.items()})

@@ -160,6 +160,26 @@ def test_strength_is_a_factor_of_every_range():
         assert getattr(twice, key) == 2 * getattr(once, key)
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_no_strength_makes_what_is_no_image(digits, name):
+    policy = get_policy(name, strength=10.0)
+    for draws in (torch.zeros, torch.ones, torch.rand):
+        out = augment(digits.clone(), policy, draws(len(digits), policy.draws))
+        assert 0 <= out.min() <= out.max() <= 255.01
+
+
+def test_a_policy_is_its_parts_one_after_the_other(digits):
+    policy = Policy(rotation=10.0, elastic=1.5, thickness=0.5, erase=8.0)
+    draws = torch.rand(len(digits), policy.draws)
+    affine, elastic, thickness, hole = draws.split([5, 50, 1, 3], dim=1)
+    angle = 20 * affine[:, 0] - 10
+    none, one = torch.zeros(len(digits)), torch.ones(len(digits))
+    matrix = inverse_affine(angle, torch.zeros(len(digits), 2), one, none, digits.shape[-2:])
+    field = smooth_displacement(3 * elastic.view(-1, 2, 5, 5) - 1.5, digits.shape[-2:])
+    expected = erase(thicken(warp(digits, matrix, field), thickness[:, 0] - 0.5), hole, 8.0)
+    torch.testing.assert_close(augment(digits, policy, draws), expected)
+
+
 def test_unknown_policy_is_told_the_known_ones():
     with pytest.raises(ValueError, match="'mixup' is not known; choose from none, rotate, affine, elastic"):
         get_policy("mixup")

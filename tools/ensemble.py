@@ -228,7 +228,9 @@ def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
             raise UsageError(f"members: {error}") from None
         if metrics["status"] != "finished":
             raise UsageError(f"members: {name} is not finished; its metrics say that it is {metrics['status']}")
-        here = {"name": name, "data_dir": args.data_dir, "output_dir": args.output_dir}
+        here = {"name": name, "output_dir": args.output_dir}
+        if args.data_dir is not None:
+            here["data_dir"] = args.data_dir
         members.append(TrainConfig(**{**metrics["config"], **here}))
     held_out = {member.val_split for member in members}
     if len(held_out) > 1:

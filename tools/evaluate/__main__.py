@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_network(config: TrainConfig, ensemble: bool) -> tuple[nn.Module, int]:
-    """The network, in evaluation mode, and how many training images were held out when it was trained.
+def load_network(config: TrainConfig, ensemble: bool) -> tuple[nn.Module, int, str | None]:
+    """The network, in evaluation mode, how many images were held out when it was trained, and its ``data_dir``.
 
     Raises:
         UsageError: there is no such run or ensemble, it is not finished, or its network is not registered.
@@ -52,7 +53,7 @@ def load_network(config: TrainConfig, ensemble: bool) -> tuple[nn.Module, int]:
         if ensemble:
             from tools.ensemble import load_ensemble
 
-            return load_ensemble(config.run_name, config.output_dir), 0
+            return load_ensemble(config.run_name, config.output_dir), 0, None
         metrics = load_metrics_json(config.run_name, config.output_dir)
         model = load_model_params(get_strategy(metrics["model"]).build(), config.run_name, config.output_dir)
     except DamagedFileError:
@@ -61,7 +62,7 @@ def load_network(config: TrainConfig, ensemble: bool) -> tuple[nn.Module, int]:
         raise UsageError(f"{'ensemble' if ensemble else 'name'}: {error}") from None
     if metrics["status"] != "finished":
         raise UsageError(f"name: {config.run_name} is not finished; its metrics say that it is {metrics['status']}")
-    return model, metrics["config"]["val_split"]
+    return model, metrics["config"]["val_split"], metrics["config"]["data_dir"]
 
 
 def run(config: TrainConfig, ensemble: bool) -> None:
@@ -71,7 +72,9 @@ def run(config: TrainConfig, ensemble: bool) -> None:
     from imports import torch
 
     device = resolve_device(config.device)
-    model, val_split = load_network(config, ensemble)
+    model, val_split, data_dir = load_network(config, ensemble)
+    if config.data_dir is None:  # what was held out belongs to the images that it was trained on
+        config = replace(config, data_dir=data_dir)
     model = model.to(device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -92,6 +95,8 @@ def run(config: TrainConfig, ensemble: bool) -> None:
         chosen = split_indices(labels, val_split)[1]
         held_out = images[chosen], labels[chosen]
     evaluation = evaluate_network(config.run_name, model, test, held_out, device)
+    if ensemble:  # fitted when it was made, and a part of what it says
+        evaluation["calibration"]["temperature"] = float(model.temperature)
     print_evaluation(evaluation)
     written = [save_json(evaluation, files.metrics.with_name(f"{files.name}_evaluation.json"))]
     for what, figure in all_figures(evaluation, model, *test, device).items():

@@ -137,6 +137,8 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
     print(f"\ncalibration: ECE {measured['ece']:.2f} %, mean negative log-likelihood {measured['loss']:.4f}")
     if measured["temperature"] is None:
         print("temperature: none fitted, for want of held-out training images (main.py --val_split)")
+    elif measured["ece_scaled"] is None:
+        print(f"temperature {measured['temperature']:.3f}, a part of the ensemble: these are at it")
     else:
         print(
             f"temperature {measured['temperature']:.3f}, fitted on {measured['fitted_on']:,} held-out training images:"
