@@ -3,6 +3,7 @@
 import { CHART, LOG, color, duration, h, layout, loadPlotly, number, percent } from "./common.js";
 
 const OTHERS = 12; // runs that do not train, in the table
+const DRAW_MS = 2000; // between two drawings of a run's charts: they take time from the training that they show
 const PANELS = [
   { key: "loss", title: "Training loss", axis: LOG },
   { key: "accuracy", title: "Accuracy [%]", axis: {} },
@@ -97,11 +98,20 @@ export function startLive(section) {
     for (const [key, text] of Object.entries(facts)) {
       if (card.facts[key].textContent !== text) card.facts[key].textContent = text;
     }
-    draw(card, run);
+    drawSoon(name);
+  }
+
+  function drawSoon(name) {
+    const card = cards.get(name);
+    card.waiting ??= setTimeout(() => {
+      card.waiting = null;
+      if (cards.get(name) === card && runs.has(name)) draw(card, runs.get(name));
+    }, Math.max(0, (card.drawn ?? 0) + DRAW_MS - Date.now()));
   }
 
   function draw(card, run) {
     if (section.hidden || document.hidden) return; // what nobody sees need not be drawn
+    card.drawn = Date.now();
     loadPlotly().then((Plotly) => {
       if (!card.root.isConnected) return;
       const { losses, rates } = run.curve;
