@@ -82,6 +82,7 @@ def run(config: TrainConfig, ensemble: bool) -> None:
         keep_freed_memory()
 
     from file_utils import atomic_write
+    from tools.ensemble import Ensemble
     from tools.evaluate.figures import all_figures
     from tools.evaluate.report import evaluate_network, print_evaluation
     from visualization import save_json
@@ -95,8 +96,8 @@ def run(config: TrainConfig, ensemble: bool) -> None:
         chosen = split_indices(labels, val_split)[1]
         held_out = images[chosen], labels[chosen]
     evaluation = evaluate_network(config.run_name, model, test, held_out, device)
-    if ensemble:  # fitted when it was made, and a part of what it says
-        evaluation["calibration"]["temperature"] = float(model.temperature)
+    if isinstance(model, Ensemble):  # fitted when it was made, and a part of what it says
+        evaluation["calibration"]["temperature"] = model.temperature
     print_evaluation(evaluation)
     written = [save_json(evaluation, files.metrics.with_name(f"{files.name}_evaluation.json"))]
     for what, figure in all_figures(evaluation, model, *test, device).items():
