@@ -41,7 +41,7 @@ def test_sheet_shows_the_originals_and_each_draw():
     [
         (["--policy", "mixup"], "'mixup' is not known; choose from none, rotate, affine, elastic"),
         (["--digits", "0"], "digits: 0 is not allowed; it must be from 1 to 100"),
-        (["--strength", "-1"], "strength: -1 is not allowed; it must be from 0 to 10"),
+        (["--strength", "-1"], "strength: -1.0 is not allowed; it must be from 0 to 10"),
         (["--data_dir", "/dev/null"], "/dev/null"),
     ],
 )

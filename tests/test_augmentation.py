@@ -177,7 +177,7 @@ def test_a_policy_is_its_parts_one_after_the_other(digits):
     matrix = inverse_affine(angle, torch.zeros(len(digits), 2), one, none, digits.shape[-2:])
     field = smooth_displacement(3 * elastic.view(-1, 2, 5, 5) - 1.5, digits.shape[-2:])
     expected = erase(thicken(warp(digits, matrix, field), thickness[:, 0] - 0.5), hole, 8.0)
-    torch.testing.assert_close(augment(digits, policy, draws), expected)
+    torch.testing.assert_close(augment(digits, policy, draws), expected, rtol=1e-4, atol=0.02)
 
 
 def test_unknown_policy_is_told_the_known_ones():
