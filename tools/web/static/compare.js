@@ -114,7 +114,7 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
       const box = h("input", { type: "checkbox", id: `choose-${row.name}`, checked: chosen.includes(row.name), onchange: ({ target }) => {
         if (target.checked) ticked.add(row.name);
         else ticked.delete(row.name);
-        onChoose([...ticked]);
+        onChoose([...ticked].sort());
       } });
       const label = h("label", {}, box, swatch(row.name), row.name);
       return h("tr", {}, h("td", {}, label), ...COLUMNS.slice(1).map((column) => h(
