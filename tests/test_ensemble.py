@@ -11,6 +11,7 @@ from model_strategy import get_strategy
 from tools import ensemble
 from tools.ensemble import METHODS, Ensemble, fit_votings, fit_weights, load_ensemble, vote
 from tools.evaluate import __main__ as evaluate_command
+from tools.predict import ensemble_file
 from visualization import load_metrics_json, load_model_params
 
 RECIPE = 'epochs = 3\nscheduler = "onecycle"\nbatch_size = 30\n'
@@ -273,8 +274,8 @@ def test_a_run_of_the_name_with_other_settings_is_not_taken_for_it(trained):
 def test_a_damaged_description(trained, tmp_path, damage):
     files = RunFiles("ensemble", tmp_path)
     files.make_folders()
-    whole = ensemble.description_path(RunFiles("ensemble", trained[0])).read_text()
-    ensemble.description_path(files).write_text(damage(whole))
+    whole = ensemble_file(RunFiles("ensemble", trained[0])).read_text()
+    ensemble_file(files).write_text(damage(whole))
     with pytest.raises(DamagedFileError, match="does not describe an ensemble"):
         load_ensemble("ensemble", tmp_path)
     with pytest.raises(FileNotFoundError):

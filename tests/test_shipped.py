@@ -3,8 +3,10 @@
 They are looked at as they are committed: a training that replaced one in the working tree is nothing to complain of.
 """
 
+import json
 import math
 import re
+import statistics
 
 import numpy as np
 import pytest
@@ -79,3 +81,16 @@ def test_the_readme_shows_the_shipped_results(shipped_project):
     for epoch, accuracy in enumerate(accuracies):
         mark = " ← BEST" if accuracy > max(accuracies[:epoch], default=0.0) else ""
         assert f"EPOCH: {epoch:<2} - Test Accuracy: {accuracy:.2f}%{mark}\n" in readme
+
+
+def test_the_readme_shows_the_series(shipped_project):
+    readme = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
+    series = json.loads((shipped_project / "outputs" / "benchmark_accuracy.json").read_text(encoding="utf-8"))
+    for schedule, seeds in (("onecycle", 10), ("step", 5)):
+        cells = []
+        for name in NAMES:
+            label = f"model {name}, specification, {schedule}"
+            (runs,) = (entry["runs"] for entry in series if entry["label"] == label)
+            values = [runs[str(seed)]["accuracy"] for seed in range(1, seeds + 1)]
+            cells.append(f"{statistics.mean(values):.3f} +- {statistics.stdev(values):.3f}")
+        assert f"| `{schedule}` | {' | '.join(cells)} | {seeds} |" in readme

@@ -254,6 +254,7 @@ def test_too_large_a_split_is_the_users_mistake(run):
 def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny_mnist):
     refined = {
         "dropout": 0.3,
+        "norm_momentum": 0.02,
         "nesterov": True,
         "pct_start": 0.5,
         "div_factor": 5.0,
@@ -266,6 +267,7 @@ def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny_mnist):
     config.files.make_folders()
     run = trainer.prepare_run(config, CPU, log=lambda line: None)
     assert {layer.p for layer in run.model.modules() if isinstance(layer, nn.Dropout)} == {0.3}
+    assert {layer.momentum for layer in run.model.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.02}
     weights, others = run.optimizer.param_groups
     assert (weights["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
     assert sum(p.numel() for p in weights["params"]) == 7_720 - 2 * (8 + 3 * 16 + 2 * 10)  # all but BatchNorm's
@@ -280,6 +282,15 @@ def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny_mnist):
     # The loss of guessing spread labels cannot fall below their entropy; that of the last batches would.
     entropy = -(0.91 * math.log(0.91) + 9 * 0.01 * math.log(0.01))
     assert min(run.metrics["train_losses"]) > entropy
+
+
+def test_what_batchnorm_remembers_changes_no_weight(run):
+    quick, slow = run(name="quick", norm_momentum=0.5).model, run(name="slow", norm_momentum=0.01).model
+    for (name, one), other in zip(quick.named_parameters(), slow.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    for name, one in quick.named_buffers():
+        if name.endswith("running_var"):
+            assert not torch.equal(one, slow.get_buffer(name)), name
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

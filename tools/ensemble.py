@@ -22,7 +22,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from data_utils import load_images, split_indices
@@ -33,6 +32,7 @@ from model_strategy import get_strategy, known_models
 from tools.benchmark import forward_ms, stopping_on_sigterm, train_in_a_process, write_json
 from tools.evaluate.measures import expected_calibration_error, fit_temperature, predict, scale, wilson_interval
 from tools.evaluate.report import as_input
+from tools.predict import ensemble_file
 from train_config import TrainConfig
 from trainer import environment
 from visualization import count_parameters, load_metrics_json, load_model_params
@@ -92,7 +92,7 @@ def load_ensemble(name: str = "ensemble", output_dir: str | os.PathLike[str] | N
         FileNotFoundError: it or a member is not there.
         DamagedFileError: a file is not what it should be.
     """
-    path = description_path(RunFiles(name, output_dir))
+    path = ensemble_file(RunFiles(name, output_dir))
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; python -m tools.ensemble --name {name} makes it")
     try:
@@ -109,11 +109,6 @@ def load_ensemble(name: str = "ensemble", output_dir: str | os.PathLike[str] | N
         raise
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DamagedFileError(f"{path} does not describe an ensemble: {error}") from None
-
-
-def description_path(files: RunFiles) -> Path:
-    """``outputs/NAME.json``."""
-    return files.metrics.with_name(f"{files.name}.json")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -247,10 +242,10 @@ def train_missing(runs: Sequence[TrainConfig], jobs: int) -> None:
     if not missing:
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    print(f"{len(missing)} of {len(runs)} runs to train, {jobs} at a time, {threads} threads each", flush=True)
+    print(f"{len(missing)} of {len(runs)} runs to train, {jobs} at a time", flush=True)
 
     def train(run: TrainConfig) -> None:
-        seconds = train_in_a_process(replace(run, threads=threads))
+        seconds = train_in_a_process(replace(run, threads=run.threads or threads))
         print(f"{run.run_name}: trained in {seconds:.1f} s", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -309,7 +304,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "held_out": {"images": len(held_out), "votings": [asdict(voting) for voting in votings]},
         "environment": environment(CPU),
     }
-    write_json(description_path(RunFiles(args.name, args.output_dir)), description)
+    write_json(ensemble_file(RunFiles(args.name, args.output_dir)), description)
     return description
 
 
