@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import shlex
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -35,7 +34,6 @@ from types import FrameType
 from typing import Any
 
 from data_utils import load_images
-from distributed import Processes
 from file_utils import PROJECT_DIR, CommandError, UsageError, atomic_write
 from imports import Figure, FileLock, torch
 from main import OneLineParser, add_training_flags, check_at_least, exit_status
@@ -63,20 +61,16 @@ class Setting:
     naive: bool = False
     amp: bool = False
     compile: bool = False
-    processes: int = 1  # that torchrun would start; the threads are divided among them
 
 
 def settings_to_compare(batch_size: int) -> list[Setting]:
-    """The reference, the command as it is, and in bfloat16: as it is, compiled, by two processes, in larger batches."""
-    fastest = {"amp": True, "compile": True}
+    """The reference, the command as it is, without and with a compiler in bfloat16, and at the batch size for that."""
     return [
         Setting("naive reference", batch_size, naive=True),
         Setting("default", batch_size),
         Setting("--amp", batch_size, amp=True),
-        Setting("--amp --compile", batch_size, **fastest),
-        Setting("--amp --compile, 2 processes", batch_size, **fastest, processes=2),
-        Setting(f"--amp --compile --batch_size {BEST_BATCH}", BEST_BATCH, **fastest),
-        Setting(f"--amp --compile --batch_size {BEST_BATCH}, 2 processes", BEST_BATCH, **fastest, processes=2),
+        Setting("--amp --compile", batch_size, amp=True, compile=True),
+        Setting(f"--amp --compile --batch_size {BEST_BATCH}", BEST_BATCH, amp=True, compile=True),
     ]
 
 
@@ -101,28 +95,30 @@ def throughput(args: argparse.Namespace) -> int:
 
 
 def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time ``settings`` in turns, each in processes of its own that wait while others work.
+    """Time ``settings`` in turns, each in a process of its own that waits while another works.
 
     Returns:
         A row a setting: images/s of every round and their median, the ratio to the first setting and to the cores'
-        bound (medians of the ratios round by round), and the peak memory in MiB of its largest process.
+        bound (medians of the ratios round by round), and the process's peak memory in MiB.
     """
-    workers: list[tuple[Setting, list[Connection]]] = []
+    context = multiprocessing.get_context("spawn")
+    workers: list[tuple[Setting, Connection]] = []
     for setting in settings:
-        pipes = _start_workers(setting, model, str(args.data_dir))
-        _ask(pipes, setting)  # they have taken their first steps; one after the other, so as not to disturb each other
-        workers.append((setting, pipes))
+        here, there = context.Pipe()
+        context.Process(target=_worker, args=(there, setting, model, str(args.data_dir)), daemon=True).start()
+        there.close()  # so that the end of the process is the end of the pipe
+        _ask(here, setting)  # it has taken its first steps; one after the other, so as not to disturb each other
+        workers.append((setting, here))
     bound_flops = 6 * multiply_adds(model)  # forward, and twice that backward; a multiply-add is two operations
     rates: dict[str, list[float]] = {setting.label: [] for setting in settings}
     bounds: list[float] = []
     for _ in range(args.rounds):
-        for setting, pipes in workers:
-            rates[setting.label].append(min(_ask(pipes, setting, args.images)))
+        for setting, worker in workers:
+            rates[setting.label].append(_ask(worker, setting, args.images))
         bounds.append(matrix_flops() / bound_flops)
     rows = []
-    for setting, pipes in workers:
+    for setting, worker in workers:
         mine, first = rates[setting.label], rates[settings[0].label]
-        peaks = _ask(pipes, setting, 0)
         rows.append(
             {
                 **asdict(setting),
@@ -130,53 +126,28 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
                 "median": round(statistics.median(mine), 1),
                 "ratio": round(statistics.median(a / b for a, b in zip(mine, first, strict=True)), 3),
                 "share_of_bound": round(statistics.median(a / b for a, b in zip(mine, bounds, strict=True)), 4),
-                "peak_mib": None if None in peaks else max(peaks),
+                "peak_mib": _ask(worker, setting, 0),
             }
         )
     return rows
 
 
-def _start_workers(setting: Setting, model: str, data_dir: str) -> list[Connection]:
-    """Start the processes of ``setting``; each answers at the other end of a pipe."""
-    context = multiprocessing.get_context("spawn")
-    with socket.create_server(("127.0.0.1", 0)) as server:  # a free port, where several processes meet
-        port = server.getsockname()[1]
-    pipes = []
-    for rank in range(setting.processes):
-        here, there = context.Pipe()
-        context.Process(target=_worker, args=(there, setting, model, data_dir, rank, port), daemon=True).start()
-        there.close()  # so that the end of the process is the end of the pipe
-        pipes.append(here)
-    return pipes
-
-
-def _ask(workers: Sequence[Connection], setting: Setting, images: int | None = None) -> list[Any]:
+def _ask(worker: Connection, setting: Setting, images: int | None = None) -> Any:
     try:
         if images is not None:
-            for worker in workers:
-                worker.send(images)
-        return [worker.recv() for worker in workers]
+            worker.send(images)
+        return worker.recv()
     except (EOFError, BrokenPipeError):
-        raise BenchmarkError(f"a process of {setting.label!r} ended early") from None
+        raise BenchmarkError(f"the process of {setting.label!r} ended early") from None
 
 
-def _worker(connection: Connection, setting: Setting, model: str, data_dir: str, rank: int, port: int) -> None:
+def _worker(connection: Connection, setting: Setting, model: str, data_dir: str) -> None:
     """Train as ``setting`` says, as many images as each message asks for; answer with images/s. 0 ends it."""
-    if setting.processes > 1:  # what torchrun tells each process
-        os.environ |= {
-            "TORCHELASTIC_RUN_ID": "throughput",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(setting.processes),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-        }
-    processes = Processes.from_environment()
-    with tempfile.TemporaryDirectory() as output_dir, processes.connected(torch.device("cpu")):
+    with tempfile.TemporaryDirectory() as output_dir:
         train = (
             _naive_training(setting, model, data_dir)
             if setting.naive
-            else _training(setting, model, data_dir, output_dir, processes)
+            else _training(setting, model, data_dir, output_dir)
         )
         train(5)  # compiles, allocates
         connection.send("ready")
@@ -206,10 +177,8 @@ def _naive_training(setting: Setting, model: str, data_dir: str) -> Callable[[in
     return lambda count: sum(itertools.islice(steps, count))
 
 
-def _training(
-    setting: Setting, model: str, data_dir: str, output_dir: str, processes: Processes
-) -> Callable[[int], int]:
-    """The same for the command's own loop; the images are those of all ``processes``."""
+def _training(setting: Setting, model: str, data_dir: str, output_dir: str) -> Callable[[int], int]:
+    """The same for the command's own loop."""
     config = TrainConfig(
         model=model,
         scheduler="onecycle",
@@ -217,13 +186,12 @@ def _training(
         batch_size=setting.batch_size,
         amp=setting.amp,
         compile=setting.compile,
-        threads=max(1, torch.get_num_threads() // setting.processes),
         device="cpu",
         data_dir=data_dir,
         output_dir=output_dir,
     )
     config.files.make_folders()
-    run = prepare_run(config, torch.device("cpu"), processes)
+    run = prepare_run(config, torch.device("cpu"))
     recorder = StepRecorder(run, 0)
     batches = itertools.chain.from_iterable(run.data.train for _ in itertools.count())
 
@@ -270,21 +238,21 @@ def forward_ms(model: torch.nn.Module, images: int = 1, passes: int = 50) -> flo
 def print_throughput(model: str, rows: Sequence[dict[str, Any]]) -> None:
     """One model's rows as a table."""
     print(f"\nmodel {model}: images/s, medians of {len(rows[0]['images_per_second'])} interleaved rounds")
-    print(f"{'setting':<45} {'batch':>5} {'images/s':>9} {'min-max':>15} {'ratio':>6} {'of bound':>8} {'peak MiB':>8}")
+    print(f"{'setting':<34} {'batch':>5} {'images/s':>9} {'min-max':>15} {'ratio':>6} {'of bound':>8} {'peak MiB':>8}")
     for row in rows:
         rates = row["images_per_second"]
         print(
-            f"{row['label']:<45} {row['batch_size']:>5} {row['median']:>9,.0f} {min(rates):>8,.0f}-{max(rates):<6,.0f}"
+            f"{row['label']:<34} {row['batch_size']:>5} {row['median']:>9,.0f} {min(rates):>8,.0f}-{max(rates):<6,.0f}"
             f" {row['ratio']:>6.2f} {row['share_of_bound']:>8.1%} {row['peak_mib'] or '-':>8}"
         )
 
 
 def throughput_figure(results: dict[str, Any]) -> Figure:
     """Bars: images/s of each setting, a group a model."""
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     labels = [row["label"] for row in next(iter(results["models"].values()))]
-    colors = ["#bdbdbd", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b"]
+    colors = ["#bdbdbd", "#c6dbef", "#9ecae1", "#4292c6", "#08519c"]
     width = 0.8 / len(labels)
     for number, (label, color) in enumerate(zip(labels, colors, strict=True)):
         rows = [rows[number] for rows in results["models"].values()]
@@ -301,7 +269,7 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     axes.set_ylabel("images/s")
     threads, version = results["environment"]["threads"], results["environment"]["torch"]
     axes.set_title(f"Training throughput on {threads} CPU threads, torch {version}: median, min to max")
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=9)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(labels), fontsize=9)
     axes.margins(y=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
