@@ -509,15 +509,18 @@ def print_series(label: str, runs: Sequence[dict[str, float]]) -> None:
 
 
 def accuracy_figure(all_series: Sequence[dict[str, Any]]) -> Figure:
-    """A dot a run, a bar from one end of the mean's 95 % interval to the other, a row a series."""
-    series = [entry for entry in all_series if entry["runs"]]
+    """A dot a run, a bar from one end of the mean's 95 % interval to the other, a row a series.
+
+    The bar is left out below three runs: that of two is wider than all the others together.
+    """
+    series = sorted((entry for entry in all_series if entry["runs"]), key=lambda entry: str(entry["label"]))
     figure = Figure(figsize=(9, 1.2 + 0.45 * len(series)), layout="constrained")
     axes = figure.subplots()
     for row, entry in enumerate(series):
         values = [run["accuracy"] for run in entry["runs"].values()]
         axes.plot(values, [row] * len(values), "o", color="#4292c6", alpha=0.5, markersize=6)
         mean, _, half = mean_and_interval(values)
-        if not math.isnan(half):
+        if len(values) > 2:
             axes.errorbar(mean, row, xerr=half, fmt="|", color="#08306b", markersize=16, capsize=4)
     held_out = [", held-out images" if entry["recipe"].get("val_split") else "" for entry in series]
     labels = [f"{entry['label']}{on} (n={len(entry['runs'])})" for entry, on in zip(series, held_out, strict=True)]
