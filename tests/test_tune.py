@@ -506,10 +506,11 @@ def postgresql() -> Iterator[str]:
 
 def test_a_killed_worker_on_postgresql(postgresql, tiny, tmp_path):
     flags = ["--storage", postgresql, *LONG, "--data_dir", tiny, "--output_dir", tmp_path]
+    storage = optuna.storages.RDBStorage(postgresql)  # one for all questions: each keeps its connections
     process = start("--trials", 7, "--workers", 2, *flags)
 
     def study() -> optuna.Study:
-        return optuna.load_study(study_name=NAME, storage=postgresql)
+        return optuna.load_study(study_name=NAME, storage=storage)
 
     try:
         wait_for(lambda: states(study()).count("COMPLETE") >= 2)
