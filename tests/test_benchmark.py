@@ -165,3 +165,16 @@ def test_sigterm_stops_the_series_and_what_it_trains(tiny_mnist, tmp_path):
     assert load_metrics_json("kept_seed_1", tmp_path)["status"] == "interrupted"
     assert not (tmp_path / "outputs" / "kept_seed_2_metrics.json").exists()
     assert not benchmark.accuracy_figure([{"label": "none yet", "recipe": {}, "runs": {}}]).axes[0].lines
+
+
+def test_the_figure_sorts_its_rows_and_shows_an_interval_of_three_runs_or_more():
+    def series(label: str, runs: int) -> dict:
+        return {
+            "label": label,
+            "recipe": {},
+            "runs": {str(seed): {"accuracy": 99.0 + seed / 10} for seed in range(runs)},
+        }
+
+    axes = benchmark.accuracy_figure([series("b", 3), series("a", 2)]).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a (n=2)", "b (n=3)"]
+    assert [bar.get_segments()[0][0][1] for bar in axes.collections] == [1]

@@ -12,6 +12,7 @@ from tools import ensemble
 from tools.ensemble import METHODS, Ensemble, fit_votings, fit_weights, load_ensemble, vote
 from tools.evaluate import __main__ as evaluate_command
 from tools.predict import ensemble_file
+from train_config import TrainConfig
 from visualization import load_metrics_json, load_model_params
 
 RECIPE = 'epochs = 3\nscheduler = "onecycle"\nbatch_size = 30\n'
@@ -280,3 +281,15 @@ def test_a_damaged_description(trained, tmp_path, damage):
         load_ensemble("ensemble", tmp_path)
     with pytest.raises(FileNotFoundError):
         load_ensemble("nothing", tmp_path)
+
+
+def test_a_recipe_that_says_how_many_threads_gets_them(tmp_path, monkeypatch):
+    started = {}
+    monkeypatch.setattr(ensemble, "train_in_a_process", lambda run: started.update({run.name: run.threads}) or 0.0)
+    monkeypatch.setattr(ensemble.os, "cpu_count", lambda: 8)
+    runs = [
+        TrainConfig(name="said", threads=3, output_dir=str(tmp_path)),
+        TrainConfig(name="not", output_dir=str(tmp_path)),
+    ]
+    ensemble.train_missing(runs, jobs=2)
+    assert started == {"said": 3, "not": 4}
