@@ -67,7 +67,7 @@ class TrainConfig:
     label_smoothing: float = setting(0.0, "of the loss trained on", minimum=0.0, below=1.0, flag=False)
     dropout: float | None = setting(None, "in place of the network's own", minimum=0.0, below=1.0, flag=False)
     # PyTorch's 0.1 remembers some 20 batches. When the rate is nearly nothing, more of them say more.
-    norm_momentum: float | None = setting(None, "in place of BatchNorm's own", above=0.0, maximum=1.0, flag=False)
+    bn_momentum: float | None = setting(None, "in place of BatchNorm's own", above=0.0, maximum=1.0, flag=False)
     augment_strength: float = setting(1.0, "factor of the policy's ranges", minimum=0.0, maximum=10.0, flag=False)
     # 0.998 remembers some 500 steps. What is evaluated and saved is then the average.
     ema_decay: float = setting(0.0, "of the weights' moving average; 0: none", minimum=0.0, below=1.0, flag=False)

@@ -297,8 +297,8 @@ def prepare_run(
     for layer in model.modules():
         if isinstance(layer, nn.Dropout) and config.dropout is not None:
             layer.p = config.dropout
-        if isinstance(layer, nn.BatchNorm2d) and config.norm_momentum is not None:
-            layer.momentum = config.norm_momentum
+        if isinstance(layer, nn.BatchNorm2d) and config.bn_momentum is not None:
+            layer.momentum = config.bn_momentum
     if processes.count > 1:  # the same weights, but dropout of its own in every process
         torch.manual_seed(config.seed + processes.rank)
     step_model = CompiledOrEager(model, config.batch_size // processes.count, log) if config.compile else model

@@ -254,7 +254,7 @@ def test_too_large_a_split_is_the_users_mistake(run):
 def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny_mnist):
     refined = {
         "dropout": 0.3,
-        "norm_momentum": 0.02,
+        "bn_momentum": 0.02,
         "nesterov": True,
         "pct_start": 0.5,
         "div_factor": 5.0,
@@ -285,7 +285,7 @@ def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny_mnist):
 
 
 def test_what_batchnorm_remembers_changes_no_weight(run):
-    quick, slow = run(name="quick", norm_momentum=0.5).model, run(name="slow", norm_momentum=0.01).model
+    quick, slow = run(name="quick", bn_momentum=0.5).model, run(name="slow", bn_momentum=0.01).model
     for (name, one), other in zip(quick.named_parameters(), slow.parameters(), strict=True):
         assert torch.equal(one, other), name
     for name, one in quick.named_buffers():
