@@ -68,10 +68,8 @@ def relu_norm_dropout(x: torch.Tensor, norm: nn.BatchNorm2d, p: float) -> torch.
         return out
     channels, width = x.shape[1], x.shape[3]
     tile = torch.eye(channels).repeat(1, width)
-    keep = torch.ones(x.numel(), dtype=x.dtype)
-    if p > 0:
-        keep = keep.index_fill(0, dropped_positions(x.numel(), p), 0.0)
-    out, mean, var = _FusedForCompile.apply(x, norm.weight, norm.bias, keep, tile, norm.eps, 1 / (1 - p))
+    positions = dropped_positions(x.numel(), p) if p > 0 else None
+    out, mean, var = _FusedForCompile.apply(x, norm.weight, norm.bias, positions, tile, norm.eps, 1 / (1 - p))
     n = x.numel() // channels
     with torch.no_grad():
         _update_running_statistics(norm.running_mean, norm.running_var, mean, var, norm.momentum, n)
@@ -223,7 +221,7 @@ class _FusedForCompile(torch.autograd.Function):
 
     It vectorises a loop along which every operand has a stride of one. So the parameters of the channels are laid out
     for a whole row of pixels, by a matrix product with ``tile`` [C, W * C] (0 and 1), which is never merged
-    into the loop that uses it; and what dropout keeps is 1, what it drops 0, of the activations' own type.
+    into the loop that uses it; and dropout's positions are overwritten, since a mask would be read in every loop.
     """
 
     @staticmethod
@@ -232,7 +230,7 @@ class _FusedForCompile(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor,
-        keep: torch.Tensor,
+        positions: torch.Tensor | None,
         tile: torch.Tensor,
         eps: float,
         scale: float,
@@ -240,7 +238,6 @@ class _FusedForCompile(torch.autograd.Function):
         images, channels, height, width = x.shape
         n = images * height * width
         rows = x.permute(0, 2, 3, 1).reshape(images, height, width * channels)
-        keep = keep.view(rows.shape)
         positive = rows.float().relu()
         with torch.autocast("cpu", enabled=False):
             sums = torch.stack([positive.sum(1).sum(0), (positive * positive).sum(1).sum(0)])
@@ -249,18 +246,23 @@ class _FusedForCompile(torch.autograd.Function):
             inverse_std = torch.rsqrt(var + eps)
             slope = weight * inverse_std * scale
             a, b = torch.stack([slope, bias * scale - mean * slope]) @ tile
-        out = ((positive * a + b) * keep.float()).to(x.dtype)
-        ctx.save_for_backward(rows, keep, weight, mean, inverse_std, tile)
+        out = (positive * a + b).to(x.dtype)
+        if positions is not None:
+            out = out.view(-1).index_fill(0, positions, 0)
+        ctx.save_for_backward(rows, positions, weight, mean, inverse_std, tile)
         ctx.scale = scale
         return out.view(images, height, width, channels).permute(0, 3, 1, 2), mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, keep, weight, mean, inverse_std, tile = ctx.saved_tensors
+        rows, positions, weight, mean, inverse_std, tile = ctx.saved_tensors
         images, channels, height, width = grads[0].shape
         positive = rows.float().relu()
-        grad = grads[0].permute(0, 2, 3, 1).reshape(rows.shape).float() * keep.float()
+        grad = grads[0].permute(0, 2, 3, 1).reshape(rows.shape)
+        if positions is not None:
+            grad = grad.view(-1).index_fill(0, positions, 0).view(rows.shape)
+        grad = grad.float()
         with torch.autocast("cpu", enabled=False):
             sums = torch.stack([grad.sum(1).sum(0), (grad * positive).sum(1).sum(0)]) @ tile.t() * ctx.scale
             bias_grad = sums[0]

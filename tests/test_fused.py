@@ -209,6 +209,25 @@ def test_compiled_block_is_the_block(amp):
         torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.1)
 
 
+@needs_compiler
+def test_compiled_gradients_are_those_of_what_was_kept():
+    torch.manual_seed(0)
+    norm, p = nn.BatchNorm2d(8), 0.1
+    theirs = copy.deepcopy(norm)
+    values, grad = (torch.randn(16, 8, 26, 26).to(memory_format=torch.channels_last) for _ in range(2))
+    mine, torchs = (values.clone().requires_grad_() for _ in range(2))
+    out = torch.compile(lambda x: relu_norm_dropout(x * 1.0, norm, p), dynamic=False)(mine)
+    before = grad.clone()
+    out.backward(grad)
+    assert torch.equal(grad, before)
+    kept = out.detach() != 0
+    expected = theirs(torchs.relu()) * kept / (1 - p)
+    expected.backward(grad)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mine.grad, torchs.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norm.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-2)
+
+
 # Pooling for the compiler
 
 
