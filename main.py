@@ -62,7 +62,8 @@ def exit_status(
 ) -> int:
     """Run the ``command`` of a tool. Returns what it returns; what it raises is told in one line on stderr.
 
-    A UsageError gives exit status 2, one of ``failures`` 1, Ctrl-C 130 and the line ``interrupted``.
+    A UsageError gives exit status 2, one of ``failures`` or a package that is not installed 1, Ctrl-C 130 and the line
+    ``interrupted``.
     """
     try:
         return command()
@@ -71,9 +72,17 @@ def exit_status(
     except failures as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"{parser.prog}: {how_to_install(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: {interrupted}", file=sys.stderr)
         return INTERRUPTED
+
+
+def how_to_install(error: ModuleNotFoundError) -> str:
+    """What to tell the user of a tool whose packages are not all here."""
+    return f"{error.name} is not installed; pip install -r requirements-tools.txt installs all that the tools need"
 
 
 def check_at_least(args: argparse.Namespace, **least: int) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -107,6 +108,26 @@ except SystemExit as exit:
         seconds.append(time.perf_counter() - began)
         assert done.returncode == status
     assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "package"),
+    [("export", "--model 1", "onnx"), ("tune", "--trials 1", "optuna"), ("web", "--port 0", "uvicorn")],
+)
+def test_a_tool_without_its_package_says_how_to_install_it(tool, arguments, package, tmp_path, shipped_project):
+    script = """
+import runpy, sys
+sys.modules[sys.argv.pop(1)] = None
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+    shutil.copytree(shipped_project / "outputs", tmp_path / "outputs")
+    command_line = [sys.executable, "-c", script, package, f"tools.{tool}", *arguments.split()]
+    command_line += ["--output_dir", tmp_path, "--data_dir", shipped_project / "data"]
+    done = subprocess.run(command_line, cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    line = f"{package} is not installed; pip install -r requirements-tools.txt installs all that the tools need"
+    assert done.stderr.strip().splitlines()[-1].endswith(line)
+    assert "Traceback" not in done.stderr
 
 
 def test_the_command(tmp_path, tiny_mnist):

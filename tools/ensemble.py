@@ -1,6 +1,6 @@
 """Several networks that vote.
 
-    python -m tools.ensemble                              # models 1, 2 and 3, five seeds each, by --config reference
+    python -m tools.ensemble                              # models 1, 2 and 3, three seeds each, by --config best
     python -m tools.ensemble --models 3 --seeds 10 --config fast --name fast_vote
     python -m tools.ensemble --members mnist_model_1 mnist_model_2 --method soft
 
@@ -338,9 +338,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="ensemble", help="of the ensemble and its file (ensemble)")
     parser.add_argument("--members", nargs="+", metavar="RUN", help="saved runs that vote; default: those of the next")
     parser.add_argument("--models", nargs="+", choices=known_models(), default=["1", "2", "3"], help="(1 2 3)")
-    parser.add_argument("--seeds", type=int, default=5, help="networks of each model (5)")
+    parser.add_argument("--seeds", type=int, default=3, help="networks of each model (3)")
     parser.add_argument("--first_seed", type=int, default=1, help="the first of them (1)")
-    parser.add_argument("--config", default="reference", help="their settings, as of main.py (reference)")
+    parser.add_argument("--config", default="best", help="their settings, as of main.py (best)")
     parser.add_argument(
         "--method", choices=["best", *METHODS], default="best", help="how they vote; best: on held-out images"
     )

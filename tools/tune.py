@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import ALONE
 from file_utils import RunFiles, UsageError, atomic_write
-from main import OneLineParser, StopSignals, add_training_flags, check_at_least
+from main import OneLineParser, StopSignals, add_training_flags, check_at_least, how_to_install
 from mnist_files import DataError, ensure_mnist, sha256_of
 from tools.tune_space import read_space, starting_point
 from tools.tune_worker import (
@@ -446,6 +446,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; what is finished is kept, and the same command goes on", file=sys.stderr)
         return 128 + (signals.received or signal.SIGINT)
+    except ModuleNotFoundError as error:
+        print(f"{parser.prog}: {how_to_install(error)}", file=sys.stderr)
+        return 1
     except (TuneError, DataError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
