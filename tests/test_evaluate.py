@@ -167,7 +167,7 @@ def test_integrated_gradients_sum_to_what_the_image_changes(shipped, test_images
     sums = integrated_gradients(shipped, images, digits).sum((1, 2))
     change = predict(shipped, images).gather(1, digits.unsqueeze(1)).squeeze(1) - predict(shipped, black)[0, digits]
     assert torch.allclose(sums, change, rtol=0.05, atol=0.1)
-    assert change.max() > 10
+    assert change.max() > 5
 
 
 # ---------------------------------------------------------------------------------------------------------------------
