@@ -54,10 +54,10 @@ class Transition(nn.Sequential):
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """For the compiler on the CPU the pooling has a gradient of its own."""
+        """In a compiled training on the CPU the pooling is left to PyTorch's own operations."""
         conv, pool = self
         x: torch.Tensor = conv(input)
-        if torch.compiler.is_compiling() and input.device.type == "cpu" and not _has_hooks(pool):
+        if self.training and torch.compiler.is_compiling() and input.device.type == "cpu" and not _has_hooks(pool):
             pooled: torch.Tensor = MaxPoolForCompile.apply(x, pool.kernel_size)
         else:
             pooled = pool(x)

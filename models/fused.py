@@ -276,23 +276,37 @@ class _FusedForCompile(torch.autograd.Function):
 
 
 class MaxPoolForCompile(torch.autograd.Function):
-    """Max pooling on the CPU whose gradient torch.compile leaves to PyTorch's own operation.
+    """Max pooling on the CPU that torch.compile leaves to PyTorch's own operations, forward and backward.
 
-    The compiler's own loop for it is not vectorised, and takes six times as long (torch 2.14.1).
+    The compiler's own loops for it are not vectorised, and it converts the indices between them (torch 2.14.1).
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, size: int) -> torch.Tensor:
-        out, indices = torch.ops.aten.max_pool2d_with_indices(x, [size, size])
+        out: torch.Tensor
+        out, indices = _max_pool(x, size)
         ctx.save_for_backward(x, indices)
         ctx.size = size
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         x, indices = ctx.saved_tensors
         return _max_pool_gradient(grads[0], x, indices, ctx.size), None
+
+
+@torch.library.custom_op("small_networks::max_pool", mutates_args=())
+def _max_pool(x: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    out, indices = torch.ops.aten.max_pool2d_with_indices(x, [size, size])
+    return out, indices
+
+
+@_max_pool.register_fake
+def _(x: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    images, channels, height, width = x.shape
+    out = x.new_empty(images, channels, height // size, width // size).contiguous(memory_format=torch.channels_last)
+    return out, torch.empty_like(out, dtype=torch.int64)
 
 
 @torch.library.custom_op("small_networks::max_pool_gradient", mutates_args=())

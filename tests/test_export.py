@@ -184,6 +184,19 @@ def test_an_onnx_file_says_what_it_takes(exported):
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_processor_saturates(name, exported):
+    """Two products of a weight and an activation fit into the 16 bits that a processor without VNNI adds them in."""
+    model = onnx.load(exported / "outputs" / f"{name}_int8.onnx")
+    weights = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+    ]
+    assert len(weights) == 8 + (name == "mnist_model_3")  # convolutions and linear layers
+    assert all(2 * 255 * np.abs(weight.astype(int)).max() < 2**15 for weight in weights)
+
+
 def test_a_file_that_loses_too_much_is_refused(mnist, shipped_project, tmp_path, capsys):
     """One channel a ten-thousandfold larger, undone by the next convolution: nothing to float32, much to 8 bits."""
     (tmp_path / "outputs").mkdir()
