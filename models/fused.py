@@ -304,9 +304,8 @@ def _max_pool(x: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @_max_pool.register_fake
 def _(x: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    images, channels, height, width = x.shape
-    out = x.new_empty(images, channels, height // size, width // size).contiguous(memory_format=torch.channels_last)
-    return out, torch.empty_like(out, dtype=torch.int64)
+    out, indices = torch.ops.aten.max_pool2d_with_indices(x, [size, size])
+    return out, indices
 
 
 @torch.library.custom_op("small_networks::max_pool_gradient", mutates_args=())

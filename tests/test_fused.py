@@ -244,11 +244,12 @@ def test_pooling_for_the_compiler_is_pytorchs_with_the_first_of_equals():
 
 @needs_compiler
 @pytest.mark.parametrize("amp", [False, True])
-def test_compiled_transition_is_the_transition(amp):
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_compiled_transition_is_the_transition(amp, layout):
     torch.manual_seed(0)
-    transition = Transition(16, 10).train().to(memory_format=torch.channels_last)
+    transition = Transition(16, 10).train().to(memory_format=layout)
     compiled = torch.compile(copy.deepcopy(transition), dynamic=False)
-    x = torch.randn(32, 16, 24, 24).to(memory_format=torch.channels_last)
+    x = torch.randn(32, 16, 24, 24).to(memory_format=layout)
     results = []
     for network in (transition, compiled):
         image = x.clone().requires_grad_()
