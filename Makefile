@@ -32,10 +32,12 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror models/*.cpp
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i models/*.cpp
 
 export: $(VENV)/.tools
 	for model in 1 2 3; do $(BIN)/python -m tools.export --model $$model $(ARGS) || exit; done

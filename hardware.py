@@ -8,6 +8,7 @@ from collections.abc import Callable
 from distributed import ALONE, Processes
 from file_utils import UsageError
 from imports import nn, torch
+from models.kernels import KernelsError, load_kernels
 
 
 class CompiledOrEager(nn.Module):
@@ -46,6 +47,16 @@ def has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(capabilities.get("avx512_bf16", False))
+
+
+def have_kernels(log: Callable[[str], None]) -> bool:
+    """Whether the CPU kernels are loaded now, compiled first if need be. Where they cannot be, ``log`` hears why."""
+    try:
+        load_kernels(log)
+    except KernelsError as error:
+        log(f"Note: the CPU kernels cannot be compiled here, so the run goes on without, slower: {error}")
+        return False
+    return True
 
 
 def make_deterministic(wanted: bool) -> None:

@@ -76,6 +76,7 @@ class TrainConfig:
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; auto is cuda where there is one")
     amp: bool = setting(False, "bfloat16 autocast, where the device has bfloat16")
     deterministic: bool = setting(False, "only GPU algorithms that give the same result every time")
+    kernels: bool = setting(True, "the fast step on the CPU; needs a C++ compiler, and is left out with amp")
     compile: bool = setting(False, "torch.compile the training step: slow to start, faster from then on")
     threads: int | None = setting(None, "CPU threads; default: torch's choice", minimum=1, maximum=1024)
     tensorboard: bool = setting(False, "write outputs/tensorboard/NAME too, for TensorBoard")

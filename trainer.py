@@ -21,7 +21,7 @@ from checkpoint import Checkpoint, save_checkpoint
 from data_utils import Batch, Data, load_data
 from distributed import ALONE, Processes
 from file_utils import PROJECT_DIR, DamagedFileError, RunFiles, UsageError
-from hardware import CompiledOrEager, has_bfloat16, keep_freed_memory, make_deterministic, resolve_device
+from hardware import CompiledOrEager, has_bfloat16, have_kernels, keep_freed_memory, make_deterministic, resolve_device
 from imports import (
     AveragedModel,
     F,
@@ -38,6 +38,7 @@ from imports import (
 from lr_schedulers import advances_every_batch, get_scheduler
 from mnist_files import ensure_mnist
 from model_strategy import ModelContext, get_strategy
+from models.kernels import using_kernels
 from policies import get_policy
 from tensorboard_log import TensorBoardLog
 from train_config import TrainConfig
@@ -94,6 +95,7 @@ def train_one_epoch(
     label_smoothing: float = 0.0,
     average: AveragedModel | None = None,
     loss_weights: Iterable[float] = repeat(1.0),
+    kernels: bool = False,
 ) -> None:
     """One pass over the training images.
 
@@ -103,12 +105,13 @@ def train_one_epoch(
         label_smoothing: part of a label that is spread over all classes (Szegedy et al. 2015, arXiv:1512.00567).
         average: the moving average of the weights to bring up to date after every step, if any.
         loss_weights: of the batches, when this process has a part of each: see ``part_weights``.
+        kernels: run the blocks as ``models/kernels.py`` has them; ``have_kernels`` must have said that they are here.
     """
     model.train()
     for (images, labels), weight in zip(batches, loss_weights, strict=False):
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp), using_kernels(kernels):
             log_probabilities = model(images)
             loss = F.nll_loss(log_probabilities, labels)
             if label_smoothing:
@@ -271,6 +274,7 @@ def prepare_run(
     amp = config.amp and has_bfloat16(device)
     if config.amp and not amp:
         log(f"Note: --amp has no effect: {device.type} here has no bfloat16 of its own.")
+    kernels = config.kernels and device.type == "cpu" and not amp and have_kernels(log)
     share = (processes.rank, processes.count)
     data = load_data(
         config.data_folder,
@@ -330,10 +334,11 @@ def prepare_run(
         model=model,
         step_model=processes.synchronized(step_model, device),
         amp=amp,
+        kernels=kernels,
         average=average,
         optimizer=optimizer,
         scheduler=scheduler,
-        metrics=new_metrics(config, model, device, processes, data.train_size),
+        metrics=new_metrics(config, model, device, processes, data.train_size, kernels),
         log=log,
         stop_requested=stop_requested,
         after_epoch=after_epoch,
@@ -368,7 +373,12 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def new_metrics(
-    config: TrainConfig, model: nn.Module, device: torch.device, processes: Processes, train_images: int
+    config: TrainConfig,
+    model: nn.Module,
+    device: torch.device,
+    processes: Processes,
+    train_images: int,
+    kernels: bool,
 ) -> Metrics:
     """The metrics of a run that has not begun."""
     return {
@@ -381,7 +391,7 @@ def new_metrics(
         "pid": os.getpid(),
         "updated": "",
         "config": asdict(config),
-        "environment": {**environment(device), "processes": processes.count},
+        "environment": {**environment(device), "processes": processes.count, "kernels": kernels},
         "train_acc": [],
         "test_losses": [],
         "test_acc": [],
@@ -431,6 +441,7 @@ class Run:
     step_model: nn.Module  # the same network as a training step runs it: compiled, synchronized
     average: AveragedModel | None  # of the weights, over the steps
     amp: bool
+    kernels: bool
     optimizer: optim.Optimizer
     scheduler: LRScheduler
     metrics: Metrics
@@ -465,10 +476,10 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(mine["cuda"], self.device)
         before, now = checkpoint["metrics"], self.metrics
-        decisive = ("torch", "device", "threads", "platform")
-        other = [key for key in decisive if before["environment"][key] != now["environment"][key]]
+        was, here = before["environment"], now["environment"]
+        other = [k for k in ("torch", "device", "threads", "platform", "kernels") if was.get(k) != here[k]]
         if other:
-            changes = ", ".join(f"{k} {before['environment'][k]} -> {now['environment'][k]}" for k in other)
+            changes = ", ".join(f"{k} {was.get(k)} -> {here[k]}" for k in other)
             self.log(f"Note: not as when the checkpoint was written, so the last bits may differ: {changes}.")
         self.metrics = {**before, **{key: now[key] for key in ("config", "environment", "pid", "train_images")}}
 
@@ -512,6 +523,7 @@ class Run:
             self.config.label_smoothing,
             self.average,
             part_weights(self.data.train_size, self.config.batch_size, self.processes),
+            self.kernels,
         )
         recorder.fetch()
 

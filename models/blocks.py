@@ -1,6 +1,12 @@
 """What the three networks share: the convolution block and the stem."""
 
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
 from imports import F, nn, torch
+from models import kernels
 from models.fused import MaxPoolForCompile, can_draw_positions, relu_norm_dropout
 
 
@@ -21,21 +27,35 @@ class ConvBlock(nn.Sequential):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """In training on the CPU the last three run as one; with a hook on any of them one after the other."""
-        conv, _, norm, dropout = self
-        if (
-            self.training
-            and input.device.type == "cpu"
-            and isinstance(norm, nn.BatchNorm2d)
-            and norm.momentum is not None
-            and isinstance(dropout, nn.Dropout)
-            and not any(map(_has_hooks, self))
-        ):
+        layers = self.own_layers() if self.training and input.device.type == "cpu" else None
+        if layers is not None:
+            conv, norm, dropout = layers
             x = conv(input)
             p = dropout.p if can_draw_positions(x.numel(), dropout.p) else 0.0
             x = relu_norm_dropout(x, norm, p)
             return x if p == dropout.p else dropout(x)
         out: torch.Tensor = super().forward(input)  # type: ignore[no-untyped-call]
         return out
+
+    def own_layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.Dropout] | None:
+        """Convolution, BatchNorm and dropout; None if one has been replaced, or a hook waits to see one of them run."""
+        conv, _, norm, dropout = self
+        if (
+            isinstance(conv, nn.Conv2d)
+            and isinstance(norm, nn.BatchNorm2d)
+            and norm.momentum is not None
+            and isinstance(dropout, nn.Dropout)
+            and not any(map(_has_hooks, self))
+        ):
+            return conv, norm, dropout
+        return None
+
+    def run_as_kernel(self, input: kernels.Activations) -> kernels.Activations:
+        """What ``forward`` does in training, if the block has its ``own_layers``."""
+        layers = self.own_layers()
+        assert layers is not None
+        conv, norm, dropout = layers
+        return kernels.conv_block(input, conv, norm, dropout.p)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -63,6 +83,12 @@ class Transition(nn.Sequential):
             pooled = pool(x)
         return pooled
 
+    def run_as_kernel(self, input: kernels.Activations) -> kernels.Activations:
+        """What ``forward`` does in training."""
+        conv, _ = self
+        assert isinstance(conv, nn.Conv2d)
+        return kernels.transition(input, conv)
+
 
 class Stem(nn.Sequential):
     """The first stages, the same in all three networks: 28x28x1 -> 12x12x10."""
@@ -73,6 +99,46 @@ class Stem(nn.Sequential):
             ConvBlock(8, 16, dropout),  # block 1: -> 24x24x16
             Transition(16, 10),  # -> 24x24x10 -> 12x12x10
         )
+
+
+def run_stages(x: torch.Tensor, *stages: nn.Sequential) -> torch.Tensor:
+    """``x`` [N, C, H, W] through ``stages``, made of ConvBlock and Transition, one after the other.
+
+    In training on the CPU they run as the kernels of ``models/kernels.py``, where those are in use and can do it.
+    """
+    blocks = _blocks_for_kernels(x, stages)
+    if not blocks:
+        for stage in stages:
+            x = stage(x)
+        return x
+    activations = kernels.from_images(x, kernels.lanes_in_use())
+    for block in blocks:
+        activations = block.run_as_kernel(activations)
+    return kernels.to_images(activations)
+
+
+def _blocks_for_kernels(x: torch.Tensor, stages: Iterable[nn.Sequential]) -> list[ConvBlock | Transition]:
+    """The blocks of ``stages`` if they can all run as kernels, otherwise none."""
+    lanes = kernels.lanes_in_use()
+    in_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not lanes or len(x) % lanes or x.device.type != "cpu" or not in_float32 or any(map(_has_hooks, stages)):
+        return []
+    images, _, height, width = x.shape
+    blocks: list[ConvBlock | Transition] = []
+    for block in itertools.chain.from_iterable(stages):
+        if not block.training or _has_hooks(block):
+            return []
+        if isinstance(block, ConvBlock) and (layers := block.own_layers()):
+            conv, _, dropout = layers
+            height, width = (side + 2 * int(conv.padding[0]) - 2 for side in (height, width))
+            if dropout.p and not can_draw_positions(images * conv.out_channels * height * width, dropout.p):
+                return []
+        elif isinstance(block, Transition) and not any(map(_has_hooks, block)):
+            height, width = height // 2, width // 2
+        else:
+            return []
+        blocks.append(block)
+    return blocks
 
 
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:

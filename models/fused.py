@@ -31,7 +31,7 @@ def dropped_positions(n: int, p: float) -> torch.Tensor:
 
     Returns:
         int64 [k], each in [0, n): the successes, ascending. For torch.compile, which must know every shape, they are
-        followed by the first of them again and again.
+        followed by the last of them again and again.
     """
     # Eight standard deviations more than expected: the chance that n is not reached is below 1e-14.
     draws = math.ceil(n * p + 8.0 * math.sqrt(n * p) + 20.0)
@@ -40,7 +40,8 @@ def dropped_positions(n: int, p: float) -> torch.Tensor:
     gaps = torch.rand(draws).neg_().log1p_().mul_(1 / math.log1p(-p)).add_(1).long()
     positions = gaps.cumsum(0).sub_(1)
     if torch.compiler.is_compiling():
-        return torch.where(positions < n, positions, positions[0])
+        last = torch.where(positions < n, positions, 0).amax()
+        return torch.where(positions < n, positions, last)
     return positions[: int(torch.searchsorted(positions, n))]
 
 

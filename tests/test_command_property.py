@@ -28,7 +28,18 @@ VALUES = st.one_of(
 )
 NAMES = ["model", "epochs", "scheduler", "max_lr", "lr", "batch_size", "seed", "val_split", "pipeline", "device"]
 NAMES += ["threads", "name", "data_dir", "config", "frobnicate", "epoch", "nesterov", "help"]
-SWITCHES = ["--amp", "--no-amp", "--compile", "--no-compile", "--deterministic", "--resume", "--help", "-h", "extra"]
+SWITCHES = [
+    "--amp",
+    "--no-amp",
+    "--compile",
+    "--no-compile",
+    "--no-kernels",
+    "--deterministic",
+    "--resume",
+    "--help",
+    "-h",
+    "extra",
+]
 ARGUMENTS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(NAMES).map("--{}".format), VALUES),

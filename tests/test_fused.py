@@ -45,7 +45,7 @@ def test_dropped_positions_reach_both_ends_and_never_leave():
         assert 0 <= positions.min() <= positions.max() < 500
         distinct = positions[: int(positions.argmax()) + 1]
         assert (distinct.diff() > 0).all()
-        assert (positions[len(distinct) :] == positions[0]).all()
+        assert (positions[len(distinct) :] == positions[-1]).all()
         seen[positions] = True
     assert seen.all()
 
