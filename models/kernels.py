@@ -29,6 +29,7 @@ INSTRUCTIONS = {
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "AVX2": ["-mavx2", "-mfma"],
 }
+FLAGS = ["-std=c++20", "-O3", "-fopenmp", "-shared", "-fPIC"]
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -56,8 +57,9 @@ def load_kernels(log: Callable[[str], None]) -> None:
     global _lanes
     if _lanes:
         return
-    command = _compiler_command()
-    key = hashlib.sha256("\0".join([SOURCE.read_text(encoding="utf-8"), str(torch.__version__), *command]).encode())
+    compiler = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS]
+    compiler += INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
+    key = hashlib.sha256("\0".join([SOURCE.read_text(encoding="utf-8"), str(torch.__version__), *compiler]).encode())
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "small_networks"
         library = cache / f"kernels-{key.hexdigest()[:16]}.so"
@@ -66,7 +68,7 @@ def load_kernels(log: Callable[[str], None]) -> None:
             with FileLock(library.with_suffix(".lock")):  # processes that start together compile them once
                 if not _is_whole(library):
                     log("Note: compiling the CPU kernels, once on this machine.")
-                    _compile(command, library)
+                    _compile(compiler, library)
         torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home, or ours
         raise KernelsError((str(error).strip().splitlines() or [type(error).__name__])[0]) from None
@@ -82,22 +84,15 @@ def _is_whole(library: Path) -> bool:
     return content[-DIGEST_BYTES:] == hashlib.sha256(content[:-DIGEST_BYTES]).digest()
 
 
-def _compiler_command() -> list[str]:
+def _compile(compiler: list[str], library: Path) -> None:
     home = Path(torch.__file__).parent
-    flags = ["-std=c++20", "-O3", "-fopenmp", "-shared", "-fPIC"]
-    instructions = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
-    compiler = shlex.split(os.environ.get("CXX", "c++"))  # as make takes it
-    paths = [f"-I{home / 'include'}", str(SOURCE), f"-L{home / 'lib'}"]
-    return [*compiler, *flags, *instructions, *paths, "-ltorch_cpu", "-lc10"]
-
-
-def _compile(command: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / library.name
+        command = [*compiler, f"-I{home / 'include'}", str(SOURCE), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
         done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error: " in line]
-            raise KernelsError(f"{command[0]}: {errors[0] if errors else f'exit status {done.returncode}'}")
+            raise KernelsError(f"{compiler[0]}: {errors[0] if errors else f'exit status {done.returncode}'}")
         content = made.read_bytes()
     with atomic_write(library) as file:
         file.write(content + hashlib.sha256(content).digest())
