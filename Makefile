@@ -2,7 +2,7 @@
 # make web                                            sets up and serves the page: draw, compare, watch
 # make test                                           sets up and tests
 # make evaluate                                       measures the three shipped networks anew
-# make check                                          ruff, formatting, types
+# make check                                          ruff, clang-format, types
 # make export                                         the three networks' files for phones and browsers
 # VENV=... keeps the environment elsewhere; PYTHON=... makes it with another interpreter.
 

@@ -97,12 +97,13 @@ def resumed_config(state: Checkpoint, files: RunFiles, given: Mapping[str, Any],
         UsageError: a given setting contradicts the checkpoint (all those that do are named), or the number of
             processes is another one.
     """
+    config = {"kernels": False, **state["config"]}  # there were none at first
     try:
-        saved = TrainConfig(**state["config"])
+        saved = TrainConfig(**config)
     except TypeError as error:
         raise UsageError(f"resume: the checkpoint is of another version of this program: {error}") from None
     folder = None if files.output_dir is None else str(files.output_dir)
-    wanted = TrainConfig(**{**state["config"], **given, "name": files.name, "output_dir": folder})
+    wanted = TrainConfig(**{**config, **given, "name": files.name, "output_dir": folder})
     changed = {
         key: (getattr(saved, key), value)
         for key, value in asdict(wanted).items()

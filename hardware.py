@@ -49,12 +49,15 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16", False))
 
 
-def have_kernels(log: Callable[[str], None]) -> bool:
-    """Whether the CPU kernels are loaded now, compiled first if need be. Where they cannot be, ``log`` hears why."""
+def have_kernels(batch: int, log: Callable[[str], None]) -> bool:
+    """Load the CPU kernels for steps of ``batch`` images. Returns False where that cannot be, and ``log`` hears why."""
     try:
-        load_kernels(log)
+        lanes = load_kernels(log)
     except KernelsError as error:
-        log(f"Note: the CPU kernels cannot be compiled here, so the run goes on without, slower: {error}")
+        log(f"Note: without the CPU kernels, so slower: {error}")
+        return False
+    if batch % lanes:
+        log(f"Note: without the CPU kernels, so slower: they take multiples of {lanes} images, not {batch} at a time.")
         return False
     return True
 

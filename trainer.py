@@ -274,7 +274,8 @@ def prepare_run(
     amp = config.amp and has_bfloat16(device)
     if config.amp and not amp:
         log(f"Note: --amp has no effect: {device.type} here has no bfloat16 of its own.")
-    kernels = config.kernels and device.type == "cpu" and not amp and have_kernels(log)
+    batch_part = config.batch_size // processes.count
+    kernels = config.kernels and device.type == "cpu" and not amp and have_kernels(batch_part, log)
     share = (processes.rank, processes.count)
     data = load_data(
         config.data_folder,
@@ -305,7 +306,7 @@ def prepare_run(
             layer.momentum = config.bn_momentum
     if processes.count > 1:  # the same weights, but dropout of its own in every process
         torch.manual_seed(config.seed + processes.rank)
-    step_model = CompiledOrEager(model, config.batch_size // processes.count, log) if config.compile else model
+    step_model = CompiledOrEager(model, batch_part, log) if config.compile else model
     optimizer = optim.SGD(
         decay_groups(model, config.weight_decay),
         lr=config.lr,
@@ -409,7 +410,16 @@ def environment(device: torch.device) -> dict[str, Any]:
     # --exclude: no tag in place of the commit's hash
     git = ["git", "-C", str(PROJECT_DIR)]
     describe = [*git, "describe", "--always", "--abbrev=40", "--exclude=*"]
-    changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.toml"]  # not what runs write
+    changed = [
+        *git,
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        "*.py",
+        "*.cpp",
+        "*.toml",
+    ]  # not what runs write
     try:
         commit, changes = (
             subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
@@ -476,10 +486,11 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(mine["cuda"], self.device)
         before, now = checkpoint["metrics"], self.metrics
-        was, here = before["environment"], now["environment"]
-        other = [k for k in ("torch", "device", "threads", "platform", "kernels") if was.get(k) != here[k]]
+        was = {"kernels": False, **before["environment"]}  # there were none at first
+        here = now["environment"]
+        other = [k for k in ("torch", "device", "threads", "platform", "kernels") if was[k] != here[k]]
         if other:
-            changes = ", ".join(f"{k} {was.get(k)} -> {here[k]}" for k in other)
+            changes = ", ".join(f"{k} {was[k]} -> {here[k]}" for k in other)
             self.log(f"Note: not as when the checkpoint was written, so the last bits may differ: {changes}.")
         self.metrics = {**before, **{key: now[key] for key in ("config", "environment", "pid", "train_images")}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from typing import TypeGuard
 
 from imports import F, nn, torch
 from models import kernels
@@ -38,14 +39,18 @@ class ConvBlock(nn.Sequential):
         return out
 
     def own_layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.Dropout] | None:
-        """Convolution, BatchNorm and dropout; None if one has been replaced, or a hook waits to see one of them run."""
-        conv, _, norm, dropout = self
+        """Convolution, BatchNorm and dropout; None if one of the layers cannot be taken for what the block made.
+
+        It has been replaced, is not in training, or has a hook that waits to see it run.
+        """
+        conv, relu, norm, dropout = self
         if (
-            isinstance(conv, nn.Conv2d)
+            _is_plain(conv, 3)
+            and isinstance(relu, nn.ReLU)
             and isinstance(norm, nn.BatchNorm2d)
             and norm.momentum is not None
             and isinstance(dropout, nn.Dropout)
-            and not any(map(_has_hooks, self))
+            and all(layer.training and not _has_hooks(layer) for layer in self)
         ):
             return conv, norm, dropout
         return None
@@ -56,6 +61,19 @@ class ConvBlock(nn.Sequential):
         assert layers is not None
         conv, norm, dropout = layers
         return kernels.conv_block(input, conv, norm, dropout.p)
+
+
+def _is_plain(conv: nn.Module, size: int) -> TypeGuard[nn.Conv2d]:
+    """Whether ``conv`` is a convolution as the blocks have them: only its channels and its padding may be others."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and conv.kernel_size == (size, size)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding in [(border, border) for border in range(size)]
+        and conv.padding_mode == "zeros"
+        and conv.groups == 1
+        and conv.bias is None
+    )
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -84,10 +102,20 @@ class Transition(nn.Sequential):
         return pooled
 
     def run_as_kernel(self, input: kernels.Activations) -> kernels.Activations:
-        """What ``forward`` does in training."""
+        """What ``forward`` does in training, if the block ``has_own_layers``."""
         conv, _ = self
         assert isinstance(conv, nn.Conv2d)
         return kernels.transition(input, conv)
+
+    def has_own_layers(self) -> bool:
+        """Whether both layers are such as the block made, and no hook waits to see one of them run."""
+        conv, pool = self
+        return (
+            _is_plain(conv, 1)
+            and isinstance(pool, nn.MaxPool2d)
+            and (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (2, 2, 0, 1, False)
+            and not any(map(_has_hooks, self))
+        )
 
 
 class Stem(nn.Sequential):
@@ -133,7 +161,7 @@ def _blocks_for_kernels(x: torch.Tensor, stages: Iterable[nn.Sequential]) -> lis
             height, width = (side + 2 * int(conv.padding[0]) - 2 for side in (height, width))
             if dropout.p and not can_draw_positions(images * conv.out_channels * height * width, dropout.p):
                 return []
-        elif isinstance(block, Transition) and not any(map(_has_hooks, block)):
+        elif isinstance(block, Transition) and block.has_own_layers() and height % 2 == width % 2 == 0:
             height, width = height // 2, width // 2
         else:
             return []

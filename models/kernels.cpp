@@ -2,8 +2,8 @@
 //
 // Activations are [groups, height, channels, width, lanes]: the images of a group lie side by side, one in each lane of
 // the vector registers. So every number of channels fills the registers, a convolution is one multiplication by a
-// weight for each of them, and nothing is ever shuffled. A group is computed by one thread, and its layer's activations
-// fit the second-level cache, so that what is done with them besides a convolution costs little.
+// weight for each of them, and nothing is ever shuffled. A group is computed by one thread at one go, so that what is
+// done with its activations besides a convolution finds them in a cache, and costs little.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -30,7 +30,7 @@ constexpr int64_t LANES = 4;
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 
 constexpr int K = 4;           // output channels that are computed together, at most
-constexpr int P = 3;           // pixels that are: K * P sums, P inputs and a weight fill the 16 registers of AVX2
+constexpr int P = 3;           // pixels that are too: K * P sums, P inputs and a weight fill the 16 registers of AVX2
 constexpr int64_t BAND = 512;  // vectors of K channels that the first-level cache keeps: 16 kB of AVX2
 
 // One group's activations, or what lies inside of a border of them.
@@ -264,13 +264,25 @@ struct Source {
   }
 };
 
+// The weight as convolve_row reads it.
+Tensor packed(const Tensor& weight) { return weight.permute({1, 2, 3, 0}).contiguous(); }
+
+template <int S>
+void check(const Source& source, const Tensor& weight, int64_t padding) {
+  TORCH_CHECK(weight.dim() == 4 && weight.size(1) == source.channels() && weight.size(2) == S && weight.size(3) == S,
+              "weight must be [outputs, ", source.channels(), ", ", S, ", ", S, "]");
+  TORCH_CHECK(0 <= padding && padding < S, "a padding of ", padding, " is not supported");
+  const int64_t less = S - 1 - 2 * padding;
+  TORCH_CHECK(weight.numel() > 0 && source.height() > less && source.width() > less, "there is nothing to compute");
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The gradients of a convolution of it
 // ---------------------------------------------------------------------------------------------------------------------
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of x, scale, shift and weight
 
-// Takes the gradient of dropout's input for that of its output, back to x, on the way summing what scale and shift get.
+// Turns the gradient of dropout(x * scale + shift) into that of x, in place, and sums those of scale and shift.
 void back_to_x(const Source& source, int64_t group, const Plane& grad, float* scale_grads, float* shift_grads) {
   source.for_dropped(group, [&](int64_t position) { reinterpret_cast<float*>(grad.data)[position] = 0; });
   const Plane x(source.x, group);
@@ -294,11 +306,11 @@ void back_to_x(const Source& source, int64_t group, const Plane& grad, float* sc
 
 // fill(group, plane) writes the gradient of what the convolution made of the group.
 template <int S, typename F>
-Gradients convolution_gradients(const Source& source, const Tensor& weight, int64_t padding, bool needs_x,
+Gradients convolution_gradients(const Source& source, const Tensor& weight, int64_t padding, bool needs_read,
                                 const F& fill) {
   const int64_t groups = source.groups(), inputs = source.channels(), outputs = weight.size(0);
   const int64_t height = source.height(), width = source.width(), border = S - 1 - padding;
-  TORCH_CHECK(0 <= padding && padding < S, "a padding of ", padding, " is not supported");
+  check<S>(source, weight, padding);
   // The gradient of what a convolution reads is a convolution of its output's gradient, by the weight turned around.
   const Tensor turned = weight.flip({2, 3}).permute({0, 2, 3, 1}).contiguous();
   const Tensor grad_x = at::empty_like(source.x);
@@ -314,7 +326,7 @@ Gradients convolution_gradients(const Source& source, const Tensor& weight, int6
       sums.zero_();
       correlate<S>(in, grad.inside(border), weight_sums.data);
       sum_lanes(weight_sums, grad_weights, group);
-      if (needs_x) {
+      if (needs_read) {
         const Plane out(grad_x, group);
         for (int64_t y = 0; y < height; y++) convolve_row<S>(grad, y, turned.const_data_ptr<float>(), out);
         back_to_x(source, group, out, grad_scales.data_ptr<float>() + group * inputs,
@@ -326,8 +338,6 @@ Gradients convolution_gradients(const Source& source, const Tensor& weight, int6
   return {grad_x, grad_scales.sum(0), grad_shifts.sum(0), grad_weight};
 }
 
-Tensor packed(const Tensor& weight) { return weight.permute({1, 2, 3, 0}).contiguous(); }
-
 // ---------------------------------------------------------------------------------------------------------------------
 // The operations
 // ---------------------------------------------------------------------------------------------------------------------
@@ -337,6 +347,7 @@ int64_t lanes() { return LANES; }
 std::tuple<Tensor, Tensor> conv_relu(const Tensor& x, const Tensor& scale, const Tensor& shift, const Tensor& dropped,
                                      const Tensor& weight, int64_t padding) {
   const Source source(x, scale, shift, dropped);
+  check<3>(source, weight, padding);
   const int64_t groups = source.groups(), inputs = source.channels(), outputs = weight.size(0);
   const int64_t height = source.height() + 2 * padding, width = source.width() + 2 * padding;
   const Tensor out = at::empty({groups, height - 2, outputs, width - 2, LANES}, at::kFloat);
@@ -371,10 +382,10 @@ std::tuple<Tensor, Tensor> conv_relu(const Tensor& x, const Tensor& scale, const
 
 Gradients conv_relu_gradients(const Tensor& grad_out, const Tensor& grad_sums, const Tensor& out, const Tensor& x,
                               const Tensor& scale, const Tensor& shift, const Tensor& dropped, const Tensor& weight,
-                              int64_t padding, bool needs_x) {
+                              int64_t padding, bool needs_read) {
   const Tensor grads = grad_out.contiguous(), of_sums = grad_sums.contiguous();
   const float *of_sum = of_sums.const_data_ptr<float>(), *of_squares = of_sum + weight.size(0);
-  return convolution_gradients<3>(Source(x, scale, shift, dropped), weight, padding, needs_x,
+  return convolution_gradients<3>(Source(x, scale, shift, dropped), weight, padding, needs_read,
                                   [&](int64_t group, const Plane& to) {
                                     const Plane grad(grads, group), activations(out, group);
                                     for (int64_t y = 0; y < to.height; y++) {
@@ -390,7 +401,7 @@ Gradients conv_relu_gradients(const Tensor& grad_out, const Tensor& grad_sums, c
 }
 
 // Pooling takes two rows at a time, and a 1x1 convolution any number. So here a group is but two rows of the images of
-// a group, small enough for the first-level cache.
+// a group, which the caches hold better.
 Tensor in_strips(const Tensor& activations, int64_t rows) {
   const Tensor whole = activations.contiguous();
   TORCH_CHECK(whole.size(1) % rows == 0, whole.size(1), " rows are not pairs");
@@ -400,6 +411,7 @@ Tensor in_strips(const Tensor& activations, int64_t rows) {
 std::tuple<Tensor, Tensor> mix_pool(const Tensor& x, const Tensor& scale, const Tensor& shift, const Tensor& dropped,
                                     const Tensor& weight) {
   const Source source(in_strips(x, 2), scale, shift, dropped);
+  check<1>(source, weight, 0);
   const int64_t outputs = weight.size(0), width = source.width();
   const Tensor out = at::empty({x.size(0), x.size(1) / 2, outputs, width / 2, LANES}, at::kFloat);
   const Tensor places = at::empty_like(out), by_input = packed(weight);

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shlex
 import subprocess
 import tempfile
@@ -45,22 +46,26 @@ _lanes = 0  # that the kernels have, once they are loaded
 _in_use = False
 
 
-def load_kernels(log: Callable[[str], None]) -> None:
+def load_kernels(log: Callable[[str], None]) -> int:
     """Load the kernels into this process. The first time on a machine they are compiled, and ``log`` hears of it.
 
     They are kept in the user's cache (``$XDG_CACHE_HOME``, else ``~/.cache``), under a name that changes with
-    the source, the processor's instructions, the compiler and PyTorch.
+    the source, the processor's instructions, the compiler's command and PyTorch.
+
+    Returns:
+        of how many images they take a multiple.
 
     Raises:
         KernelsError: there is no compiler that can compile them, or no place to keep them.
     """
     global _lanes
     if _lanes:
-        return
-    compiler = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS]
-    compiler += INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
-    key = hashlib.sha256("\0".join([SOURCE.read_text(encoding="utf-8"), str(torch.__version__), *compiler]).encode())
+        return _lanes
     try:
+        compiler = [*shlex.split(os.environ.get("CXX") or "c++"), *FLAGS]
+        compiler += INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
+        decisive = [SOURCE.read_text(encoding="utf-8"), str(torch.__version__), platform.machine(), *compiler]
+        key = hashlib.sha256("\0".join(decisive).encode())
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "small_networks"
         library = cache / f"kernels-{key.hexdigest()[:16]}.so"
         if not _is_whole(library):
@@ -70,9 +75,10 @@ def load_kernels(log: Callable[[str], None]) -> None:
                     log("Note: compiling the CPU kernels, once on this machine.")
                     _compile(compiler, library)
         torch.ops.load_library(library)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home, or ours
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: of CXX; RuntimeError: there is no home, or ours
         raise KernelsError((str(error).strip().splitlines() or [type(error).__name__])[0]) from None
-    _lanes = torch.ops.small_networks.lanes()
+    _lanes = int(torch.ops.small_networks.lanes())
+    return _lanes
 
 
 def _is_whole(library: Path) -> bool:
@@ -89,7 +95,7 @@ def _compile(compiler: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / library.name
         command = [*compiler, f"-I{home / 'include'}", str(SOURCE), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
-        done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
+        done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, errors="replace")
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error: " in line]
             raise KernelsError(f"{compiler[0]}: {errors[0] if errors else f'exit status {done.returncode}'}")
@@ -197,10 +203,11 @@ class _ConvRelu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        needs_read = any(ctx.needs_input_grad[:3])  # the first block reads images, which need no gradient
         x, scale, shift, weight = torch.ops.small_networks.conv_relu_gradients(
-            *grads, *ctx.saved_tensors, ctx.padding, ctx.needs_input_grad[0]
+            *grads, *ctx.saved_tensors, ctx.padding, needs_read
         )
-        return x, scale, shift, None, weight, None
+        return (x, scale, shift, None, weight, None) if needs_read else (None, None, None, None, weight, None)
 
 
 class _MixPool(torch.autograd.Function):
@@ -251,7 +258,7 @@ for _name, _signature, _shapes in (
     ("conv_relu", f"({_READ}, int padding) -> (Tensor out, Tensor sums)", _conv_relu_shapes),
     (
         "conv_relu_gradients",
-        f"(Tensor grad_out, Tensor grad_sums, Tensor out, {_READ}, int padding, bool needs_x) -> {_GRADIENTS}",
+        f"(Tensor grad_out, Tensor grad_sums, Tensor out, {_READ}, int padding, bool needs_read) -> {_GRADIENTS}",
         lambda *inputs: _gradient_shapes(*inputs[3:8]),
     ),
     # out: the highest of each 2x2 pixels of a 1x1 convolution of what is read; places: which, 0 to 3, row by row

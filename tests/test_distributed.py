@@ -99,7 +99,7 @@ def test_two_processes_train_what_one_trains(data, tmp_path, own_network):
 def test_one_process_speaks_and_writes_and_the_seed_decides(data, tmp_path):
     digests = []
     for name in ("first", "again"):
-        done = train(two_processes(), data, tmp_path / name, "--lr", "0.02", "--max_lr", "0.5")
+        done = train(two_processes(), data, tmp_path / name, "--lr", "0.02", "--max_lr", "0.5", "--batch_size", "64")
         assert done.returncode == 0, done.stderr
         for pattern in (
             "Note: --max_lr",

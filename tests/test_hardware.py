@@ -93,8 +93,11 @@ def command(tmp_path, tiny_mnist, *flags: str, **env: str) -> "subprocess.Comple
 
 def test_without_a_compiler_the_command_goes_on_and_says_so(tmp_path, tiny_mnist):
     done = command(tmp_path, tiny_mnist, "--compile", CXX="/nonexistent/c++")
+    assert "Note: without the CPU kernels, so slower: " in done.stdout
     assert "Note: torch.compile does not work here" in done.stdout
-    assert load_metrics_json("mnist_model_1", tmp_path)["status"] == "finished"
+    metrics = load_metrics_json("mnist_model_1", tmp_path)
+    assert metrics["status"] == "finished"
+    assert metrics["environment"]["kernels"] is False
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here: --compile has no effect")

@@ -80,13 +80,19 @@ def fails(arguments, capsys) -> str:
 @pytest.mark.parametrize("scheduler", ["step", "onecycle"])
 @pytest.mark.parametrize(
     "refinements",
-    [{}, {"amp": True}, {"pipeline": "torchvision", "val_split": 60}, {"augment": "elastic", "ema_decay": 0.9}],
+    [
+        {},
+        {"batch_size": 64},
+        {"amp": True},
+        {"pipeline": "torchvision", "val_split": 60},
+        {"augment": "elastic", "ema_decay": 0.9},
+    ],
 )
 def test_stopped_at_any_batch_and_resumed(settings, tmp_path, scheduler, refinements):
     if refinements.get("amp") and not has_bfloat16(torch.device("cpu")):
         pytest.skip("this processor has no bfloat16")
-    config = TrainConfig(**settings, scheduler=scheduler, **refinements)
-    whole = TrainConfig(**{**settings, "output_dir": str(tmp_path / "whole")}, scheduler=scheduler, **refinements)
+    settings |= {"scheduler": scheduler, **refinements}
+    config, whole = TrainConfig(**settings), TrainConfig(**{**settings, "output_dir": str(tmp_path / "whole")})
     expected = train_and_evaluate(whole, say_nothing).metrics
 
     files, checkpoint = config.files, None
@@ -108,8 +114,9 @@ def test_stopped_at_any_batch_and_resumed(settings, tmp_path, scheduler, refinem
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here")
 def test_a_compiled_run_is_resumed(settings, tmp_path):
-    config = TrainConfig(**settings, compile=True)
-    train_and_evaluate(TrainConfig(**{**settings, "output_dir": str(tmp_path / "whole")}, compile=True), say_nothing)
+    settings |= {"batch_size": 64, "compile": True}
+    config = TrainConfig(**settings)
+    train_and_evaluate(TrainConfig(**{**settings, "output_dir": str(tmp_path / "whole")}), say_nothing)
     with pytest.raises(StoppedError):
         train_and_evaluate(config, say_nothing, stop_requested=StopAfter(8))
     train_and_evaluate(config, say_nothing, load_checkpoint(config.files, say_nothing))
