@@ -60,6 +60,12 @@ Tensor scratch(int64_t height, int64_t channels, int64_t width) {
   return at::zeros({1, height, channels, width, LANES}, at::kFloat);
 }
 
+// The numbers one after the other, from where a vector may begin: a view of others' memory begins anywhere.
+Tensor in_vectors(const Tensor& activations) {
+  const Tensor together = activations.contiguous();
+  return reinterpret_cast<uintptr_t>(together.data_ptr()) % sizeof(Vec) ? together.clone() : together;
+}
+
 float sum_of_lanes(const Vec& v) {
   float sum = 0;
   for (int lane = 0; lane < LANES; lane++) sum += v[lane];
@@ -226,7 +232,7 @@ struct Source {
   Tensor x, scale, shift, dropped;  // dropped: ascending positions in x that dropout makes zero
 
   Source(const Tensor& x, const Tensor& scale, const Tensor& shift, const Tensor& dropped)
-      : x(x.contiguous()), scale(scale.contiguous()), shift(shift.contiguous()), dropped(dropped.contiguous()) {
+      : x(in_vectors(x)), scale(scale.contiguous()), shift(shift.contiguous()), dropped(dropped.contiguous()) {
     TORCH_CHECK(x.dim() == 5 && x.size(4) == LANES, "x must be [groups, height, channels, width, ", LANES, "]");
     TORCH_CHECK(scale.numel() == channels() && shift.numel() == channels(), "not a scale and a shift for each channel");
   }
@@ -383,11 +389,11 @@ std::tuple<Tensor, Tensor> conv_relu(const Tensor& x, const Tensor& scale, const
 Gradients conv_relu_gradients(const Tensor& grad_out, const Tensor& grad_sums, const Tensor& out, const Tensor& x,
                               const Tensor& scale, const Tensor& shift, const Tensor& dropped, const Tensor& weight,
                               int64_t padding, bool needs_read) {
-  const Tensor grads = grad_out.contiguous(), of_sums = grad_sums.contiguous();
+  const Tensor grads = in_vectors(grad_out), outputs = in_vectors(out), of_sums = grad_sums.contiguous();
   const float *of_sum = of_sums.const_data_ptr<float>(), *of_squares = of_sum + weight.size(0);
   return convolution_gradients<3>(Source(x, scale, shift, dropped), weight, padding, needs_read,
                                   [&](int64_t group, const Plane& to) {
-                                    const Plane grad(grads, group), activations(out, group);
+                                    const Plane grad(grads, group), activations(outputs, group);
                                     for (int64_t y = 0; y < to.height; y++) {
                                       for (int64_t c = 0; c < to.channels; c++) {
                                         const Vec *g = grad.row(y, c), *value = activations.row(y, c);
@@ -403,7 +409,7 @@ Gradients conv_relu_gradients(const Tensor& grad_out, const Tensor& grad_sums, c
 // Pooling takes two rows at a time, and a 1x1 convolution any number. So here a group is but two rows of the images of
 // a group, which the caches hold better.
 Tensor in_strips(const Tensor& activations, int64_t rows) {
-  const Tensor whole = activations.contiguous();
+  const Tensor whole = in_vectors(activations);
   TORCH_CHECK(whole.size(1) % rows == 0, whole.size(1), " rows are not pairs");
   return whole.view({whole.size(0) * whole.size(1) / rows, rows, whole.size(2), whole.size(3), whole.size(4)});
 }

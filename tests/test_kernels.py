@@ -212,6 +212,27 @@ def test_the_operations_are_what_pytorch_is_told_of_them(lanes):
 
 
 @needs_compiler
+def test_activations_may_lie_anywhere(lanes):
+    torch.manual_seed(0)
+
+    def elsewhere(x):
+        return torch.cat([torch.zeros(1), x.flatten()])[1:].view_as(x)
+
+    operations = torch.ops.small_networks
+    x, weight = torch.randn(2, 6, 4, 6, lanes), torch.randn(5, 4, 3, 3)
+    channels = torch.rand(4), torch.rand(4), torch.tensor([3, 70])
+    out, sums = operations.conv_relu(x, *channels, weight, 1)
+    assert torch.equal(operations.conv_relu(elsewhere(x), *channels, weight, 1)[0], out)
+    grad = torch.randn_like(out)
+    results = [
+        operations.conv_relu_gradients(place(grad), sums, place(out), place(x), *channels, weight, 1, True)
+        for place in (lambda tensor: tensor, elsewhere)
+    ]
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@needs_compiler
 def test_any_number_of_threads_computes_the_same(lanes):
     torch.manual_seed(0)
     stem = Stem(dropout=0.0).train()
