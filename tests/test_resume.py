@@ -253,6 +253,14 @@ def test_another_number_of_processes_is_refused(interrupted):
         resumed_config(load_checkpoint(files), files, {}, processes=2)
 
 
+def test_a_checkpoint_from_before_the_kernels_goes_on_without(interrupted):
+    files = interrupted[1]
+    state = load_checkpoint(files)
+    assert resumed_config(state, files, {}).kernels is True
+    del state["config"]["kernels"]
+    assert resumed_config(state, files, {}).kernels is resumed_config(state, files, {"kernels": False}).kernels is False
+
+
 def test_other_threads_are_told(interrupted, capsys):
     threads = torch.get_num_threads()
     try:
