@@ -30,7 +30,7 @@ constexpr int64_t LANES = 4;
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 
 constexpr int K = 4;           // output channels that are computed together, at most
-constexpr int P = 3;           // pixels that are too: K * P sums, P inputs and a weight fill the 16 registers of AVX2
+constexpr int P = 3;           // pixels, at most: K * P sums, P inputs and a weight fill the 16 registers of AVX2
 constexpr int64_t BAND = 512;  // vectors of K channels that the first-level cache keeps: 16 kB of AVX2
 
 // One group's activations, or what lies inside of a border of them.
@@ -251,6 +251,7 @@ struct Source {
     for (; position < end && *position < start + size; position++) zero(*position - start);
   }
 
+  // Computes that of a group into `to`.
   void load(int64_t group, const Plane& to) const {
     const Plane from(x, group);
     const float *scales = scale.const_data_ptr<float>(), *shifts = shift.const_data_ptr<float>();
