@@ -410,16 +410,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     # --exclude: no tag in place of the commit's hash
     git = ["git", "-C", str(PROJECT_DIR)]
     describe = [*git, "describe", "--always", "--abbrev=40", "--exclude=*"]
-    changed = [
-        *git,
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        "*.py",
-        "*.cpp",
-        "*.toml",
-    ]  # not what runs write
+    sources = ["*.py", "*.cpp", "*.toml"]  # not what runs write
+    changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", *sources]
     try:
         commit, changes = (
             subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -7,6 +7,7 @@ all activations anew. Here only the dropped positions are drawn, dropout's scale
 of BatchNorm's, and what is computed per channel is computed for a whole row of pixels side by side.
 
 There is one implementation of PyTorch's own operations for a step as it is, and one for ``torch.compile``.
+Where the kernels of ``models/kernels.py`` run the blocks, only ``dropped_positions`` is used.
 """
 
 import math
