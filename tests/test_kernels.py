@@ -47,6 +47,14 @@ def assert_close(mine, theirs, tolerance=1e-4):
     assert (mine - theirs).abs().max() <= tolerance * theirs.abs().max().clamp_min(1e-6)
 
 
+def assert_same_gradients(mine, theirs, tolerance=1e-4):
+    """Of the parameters of two networks, one by one."""
+    for ours, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+        assert (ours.grad is None) == (other.grad is None)
+        if other.grad is not None:
+            assert_close(ours.grad.to(other.grad.dtype), other.grad, tolerance)
+
+
 def used_kernels(out):
     """Whether autograd would go back from ``out`` through a kernel."""
     seen, waiting = set(), [out.grad_fn]
@@ -81,9 +89,8 @@ def test_a_block_is_its_layers(lanes, inputs, outputs, side, padding):
         out.backward(grad), expected.backward(grad)
         assert_close(out, expected)
         assert_close(mine.grad, torchs.grad)
-        for ours, other in zip(stages[0].parameters(), theirs.parameters(), strict=True):
-            assert_close(ours.grad, other.grad)
-            ours.grad = other.grad = None
+        assert_same_gradients(stages[0], theirs)
+        stages[0].zero_grad(), theirs.zero_grad()
         for ours, other in zip(stages[0].buffers(), theirs.buffers(), strict=True):
             torch.testing.assert_close(ours, other)
 
@@ -109,8 +116,7 @@ def test_a_network_is_its_layers(lanes, network, compiled):
     assert_close(mine.double(), expected)
     for out in (mine, expected):
         nn.functional.nll_loss(out, labels).backward()
-    for ours, other in zip(net.parameters(), theirs.parameters(), strict=True):
-        assert_close(ours.grad.double(), other.grad, tolerance=1e-2)
+    assert_same_gradients(net, theirs, tolerance=1e-2)
     for ours, other in zip(net.buffers(), theirs.buffers(), strict=True):
         assert_close(ours.double(), other.double())
 
@@ -187,10 +193,7 @@ def test_behind_a_frozen_convolution_the_rest_learns(lanes):
     expected = theirs(images)
     grad = torch.randn_like(expected)
     out.backward(grad), expected.backward(grad)
-    for ours, other in zip(stages[0].parameters(), theirs.parameters(), strict=True):
-        assert (ours.grad is None) == (other.grad is None)
-        if other.grad is not None:
-            assert_close(ours.grad, other.grad)
+    assert_same_gradients(stages[0], theirs)
 
 
 @needs_compiler
