@@ -1,6 +1,6 @@
 """MNIST as augmented, normalised batches.
 
-    data = load_data("data", batch_size=128, device=torch.device("cpu"), seed=1)
+    data = load_data(TrainConfig(batch_size=128, seed=1), torch.device("cpu"))
     for images, labels in data.train:      # float32 [128, 1, 28, 28], int64 [128]
         ...
 
@@ -12,13 +12,14 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from augmentation import FILL, augment
-from file_utils import UsageError
+from common.files import UsageError
+from image_data.augmentation import FILL, augment
+from image_data.fetch import DataError, ensure_mnist
+from image_data.policies import POLICIES, Policy, get_policy
 from imports import BatchSampler, DataLoader, F, RandomSampler, Subset, datasets, torch, transforms
-from mnist_files import DataError, ensure_mnist
-from policies import POLICIES, Policy
 
 MEAN, STD = 0.1307, 0.3081  # of all training pixels, as fractions of full white
 EVAL_BATCH_SIZE = 1000
@@ -183,59 +184,81 @@ def _read_images(data_dir: str | os.PathLike[str], train: bool) -> tuple[torch.T
     return images, labels.long()
 
 
+class DataSettings(Protocol):
+    """What ``load_data`` takes of a run's settings; a ``TrainConfig`` has it."""
+
+    @property
+    def data_folder(self) -> Path: ...
+    @property
+    def batch_size(self) -> int: ...  # of the training batches; the last one of an epoch may be smaller
+    @property
+    def seed(self) -> int: ...
+    @property
+    def pipeline(self) -> str: ...  # "tensor" or "torchvision"
+    @property
+    def augment(self) -> str: ...
+    @property
+    def augment_strength(self) -> float: ...
+    @property
+    def val_split(self) -> int: ...  # training images held out; 0: none, and ``Data.val`` is None
+
+
 def load_data(
-    data_dir: str | os.PathLike[str],
-    batch_size: int,
+    settings: DataSettings,
     device: torch.device,
-    seed: int,
-    pipeline: str = "tensor",
-    val_split: int = 0,
     log: Callable[[str], None] = print,
     share: tuple[int, int] = (0, 1),
-    policy: Policy = POLICIES["rotate"],
     with_test: bool = True,
 ) -> Data:
     """The training, validation and test batches of one run, or a process's part of each of them.
 
     Args:
-        batch_size: of the training batches; the last one of an epoch may be smaller.
-        pipeline: ``tensor`` or ``torchvision``.
-        val_split: training images held out; 0: none, and ``Data.val`` is None.
         share: (rank, count) of the process, if there are several.
-        policy: of the augmentation of the training images.
         with_test: False: the test images are not read, and ``Data.test`` is None.
 
     Raises:
         DataError, UsageError: as ``load_images`` and ``split_indices``.
     """
-    ensure_mnist(data_dir, log)
-    images, labels = _read_images(data_dir, train=True)
-    train_idx, val_idx = split_indices(labels, val_split)
+    ensure_mnist(settings.data_folder, log)
+    images, labels = _read_images(settings.data_folder, train=True)
+    train_idx, val_idx = split_indices(labels, settings.val_split)
+    if settings.pipeline == "torchvision":
+        return _torchvision_data(settings, (train_idx, val_idx), share, with_test)
 
-    if pipeline == "torchvision":
-        generator = torch.Generator().manual_seed(seed)
-        plain = {"transform": test_transforms()}
-        augmented = datasets.MNIST(str(data_dir), train=True, transform=train_transforms(policy))
-        held_out = Subset(datasets.MNIST(str(data_dir), train=True, **plain), val_idx.tolist())
-        sampler = PartOfEachBatch(len(train_idx), batch_size, generator, share)
-        return Data(
-            train=DataLoader(Subset(augmented, train_idx.tolist()), batch_sampler=sampler, generator=generator),
-            val=_evaluation_loader(held_out, share) if val_split else None,
-            test=_evaluation_loader(datasets.MNIST(str(data_dir), train=False, **plain), share) if with_test else None,
-            train_size=len(train_idx),
-            generator=generator,
-        )
-
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    policy = get_policy(settings.augment, settings.augment_strength)
     images, labels = images.to(device), labels.to(device)
-    test = None
-    if with_test:
-        test_images, test_labels = _read_images(data_dir, train=False)
-        test = TensorBatches(test_images.to(device), test_labels.to(device), EVAL_BATCH_SIZE, share=share)
+
+    def in_order(images: torch.Tensor, labels: torch.Tensor) -> TensorBatches:
+        return TensorBatches(images.to(device), labels.to(device), EVAL_BATCH_SIZE, share=share)
+
     return Data(
-        train=TensorBatches(images[train_idx], labels[train_idx], batch_size, policy, generator, share),
-        val=TensorBatches(images[val_idx], labels[val_idx], EVAL_BATCH_SIZE, share=share) if val_split else None,
-        test=test,
+        train=TensorBatches(images[train_idx], labels[train_idx], settings.batch_size, policy, generator, share),
+        val=in_order(images[val_idx], labels[val_idx]) if settings.val_split else None,
+        test=in_order(*_read_images(settings.data_folder, train=False)) if with_test else None,
+        train_size=len(train_idx),
+        generator=generator,
+    )
+
+
+def _torchvision_data(
+    settings: DataSettings, split: tuple[torch.Tensor, torch.Tensor], share: tuple[int, int], with_test: bool
+) -> Data:
+    """The same by the specification's pipeline; ``split`` is what ``split_indices`` gives."""
+    train_idx, val_idx = split
+    policy = get_policy(settings.augment, settings.augment_strength)
+    generator = torch.Generator().manual_seed(settings.seed)
+
+    def images(train: bool, transform: transforms.Compose) -> datasets.MNIST:
+        return datasets.MNIST(str(settings.data_folder), train=train, transform=transform)
+
+    augmented = Subset(images(True, train_transforms(policy)), train_idx.tolist())
+    held_out = Subset(images(True, test_transforms()), val_idx.tolist())
+    sampler = PartOfEachBatch(len(train_idx), settings.batch_size, generator, share)
+    return Data(
+        train=DataLoader(augmented, batch_sampler=sampler, generator=generator),
+        val=_evaluation_loader(held_out, share) if settings.val_split else None,
+        test=_evaluation_loader(images(False, test_transforms()), share) if with_test else None,
         train_size=len(train_idx),
         generator=generator,
     )

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from file_utils import atomic_write
+from common.files import atomic_write
 from imports import FileLock, nn, once_differentiable, torch
 from models.fused import dropped_positions
 

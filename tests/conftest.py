@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from common.files import PROJECT_DIR
 from data_utils import load_images, normalize
-from file_utils import PROJECT_DIR
+from image_data.fetch import MNIST_SHA256, ensure_mnist
 from imports import torch
-from mnist_files import MNIST_SHA256, ensure_mnist
 from model_strategy import get_strategy
 from tools.web.measure import serving
 from visualization import load_model_params

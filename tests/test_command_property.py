@@ -13,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import main as command
-import trainer
-from file_utils import PROJECT_DIR, UsageError
-from train_config import TrainConfig
-from trainer import StoppedError, TrainingError, train_and_evaluate
+import training.train
+from common.files import PROJECT_DIR, UsageError
+from training.config import TrainConfig
+from training.report import TrainingError
+from training.run import StoppedError
+from training.train import train_and_evaluate
 
 VALUES = st.one_of(
     st.sampled_from(["1", "2", "3", "4", "0", "-1", "1e9", "nan", "inf", "1.5", "0.1", "", " ", "true", "None"]),
@@ -111,7 +113,7 @@ def test_any_arguments_in_process(results, outcome):
     @given(ARGUMENTS)
     def every(arguments):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer, "train_and_evaluate", stub)
+            patch.setattr(training.train, "train_and_evaluate", stub)
             holds(*ended([*arguments, "--output_dir", str(results)]), results, before)
 
     every()

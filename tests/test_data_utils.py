@@ -1,15 +1,17 @@
 import struct
+from pathlib import Path
 
 import pytest
 from conftest import make_tiny_mnist, write_idx
 from PIL import Image
 
 import data_utils
+from common.files import UsageError
 from data_utils import TensorBatches, load_data, load_images, normalize, split_indices
-from file_utils import UsageError
+from image_data.fetch import DataError
+from image_data.policies import POLICIES
 from imports import torch, transforms
-from mnist_files import DataError
-from policies import POLICIES
+from training.config import TrainConfig
 
 CPU = torch.device("cpu")
 ROTATE = POLICIES["rotate"]
@@ -30,10 +32,14 @@ def test_specified_transforms():
     assert (test[1].mean, test[1].std) == ((0.1307,), (0.3081,))
 
 
+def settings(data_dir: Path, **others) -> TrainConfig:
+    return TrainConfig(batch_size=64, data_dir=str(data_dir), **others)
+
+
 @pytest.mark.parametrize("val_split", [0, 37])
 def test_the_pipelines_make_the_same_test_and_validation_batches(tiny_mnist, val_split):
     ours, theirs = (
-        load_data(tiny_mnist, 64, CPU, seed=1, pipeline=pipeline, val_split=val_split)
+        load_data(settings(tiny_mnist, pipeline=pipeline, val_split=val_split), CPU)
         for pipeline in ("tensor", "torchvision")
     )
     pairs = [(ours.test, theirs.test)]
@@ -66,7 +72,7 @@ def test_the_pipelines_augment_alike(mnist):
 
 @pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
 def test_an_epoch_has_every_image_once_in_a_new_order(tiny_mnist, pipeline):
-    data = load_data(tiny_mnist, 64, CPU, seed=1, pipeline=pipeline)
+    data = load_data(settings(tiny_mnist, pipeline=pipeline), CPU)
     first, second = ([labels for _, labels in data.train] for _ in range(2))
     assert [len(labels) for labels in first] == [64, 64, 64, 64, 44]
     assert torch.cat(first).bincount().tolist() == [30] * 10
@@ -85,7 +91,7 @@ def test_every_image_has_its_own_angle():
 def test_the_seed_decides(tiny_mnist, pipeline):
     def first_epoch(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)  # torchvision's transforms draw from the global generator
-        data = load_data(tiny_mnist, 64, CPU, seed=seed, pipeline=pipeline)
+        data = load_data(settings(tiny_mnist, seed=seed, pipeline=pipeline), CPU)
         return torch.cat([images for images, _ in data.train])
 
     assert torch.equal(first_epoch(5), first_epoch(5))

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import main as command
-from file_utils import DamagedFileError, RunFiles, UsageError
+from common.files import DamagedFileError, RunFiles, UsageError
 from imports import torch
 from model_strategy import get_strategy
 from models import model_v1
-from train_config import TrainConfig
-from trainer import train_and_evaluate
+from training.config import TrainConfig
+from training.train import train_and_evaluate
 from visualization import load_metrics_json, load_model_params
 
 

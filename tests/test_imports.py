@@ -30,7 +30,7 @@ def test_unknown_name_is_an_attribute_error():
         imports.__getattr__("no_such_name")
 
 
-@pytest.mark.parametrize("module", ["imports", "main", "train_config", "model_strategy", "lr_schedulers"])
+@pytest.mark.parametrize("module", ["imports", "main", "training.config", "model_strategy", "lr_schedulers"])
 def test_importing_costs_no_torch(module):
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=Path(imports.__file__).parent, check=True)

@@ -12,7 +12,7 @@ import time
 import pytest
 
 import main as command
-from file_utils import PROJECT_DIR
+from common.files import PROJECT_DIR
 from imports import torch
 from visualization import load_metrics_json
 

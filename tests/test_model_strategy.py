@@ -4,7 +4,7 @@ import sys
 import pytest
 
 import model_strategy
-from file_utils import PROJECT_DIR
+from common.files import PROJECT_DIR
 from imports import torch
 from model_strategy import ModelContext, ModelStrategy, get_strategy, known_models, register
 from models import model_v1, model_v2, model_v3

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from file_utils import PROJECT_DIR
+from common.files import PROJECT_DIR
 from visualization import load_metrics_json
 
 RUNS = {"Mnsit_v4": "mnist_model_1", "Mnsit_v5": "mnist_model_2", "Mnsit_v6": "mnist_model_3"}

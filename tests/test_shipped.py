@@ -11,14 +11,14 @@ import statistics
 import numpy as np
 import pytest
 
+from common.files import PROJECT_DIR, RunFiles
 from data_utils import load_images
-from file_utils import PROJECT_DIR, RunFiles
 from imports import torch
 from model_strategy import get_strategy
 from tools.ensemble import load_ensemble
 from tools.evaluate.measures import predict
 from tools.evaluate.report import as_input
-from train_config import TrainConfig
+from training.config import TrainConfig
 from visualization import count_parameters, load_metrics_json, load_model_params, metrics_figure, model_summary
 
 NAMES = ["1", "2", "3"]

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from file_utils import PROJECT_DIR, UsageError, atomic_write
-from main import OneLineParser, exit_status
-from policies import POLICIES, Policy, get_policy
+from common.cli import OneLineParser, exit_status
+from common.files import PROJECT_DIR, UsageError, atomic_write
+from image_data.policies import POLICIES, Policy, get_policy
 
 if TYPE_CHECKING:
     from imports import Figure, torch
@@ -48,7 +48,7 @@ def contact_sheet(originals: torch.Tensor, drawn: Sequence[torch.Tensor], title:
 
 def images_per_second(policy: Policy, images: torch.Tensor) -> tuple[float, float, float]:
     """Median, minimum and maximum over batches of 128; ``images`` are float grey levels [N, 1, H, W]."""
-    from augmentation import augment
+    from image_data.augmentation import augment
     from imports import torch
 
     rates = []
@@ -70,8 +70,8 @@ def show(args: argparse.Namespace) -> int:
         policy = get_policy(args.policy, args.strength)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    from augmentation import augment
     from data_utils import load_images
+    from image_data.augmentation import augment
     from imports import torch
 
     images, labels = load_images(args.data_dir, train=True)

@@ -33,16 +33,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from common.cli import OneLineParser, check_at_least, exit_status
+from common.files import PROJECT_DIR, CommandError, UsageError, atomic_write
 from data_utils import load_images
-from file_utils import PROJECT_DIR, CommandError, UsageError, atomic_write
-from hardware import has_bfloat16
+from image_data.fetch import ensure_mnist
 from imports import Figure, FileLock, torch
-from main import OneLineParser, add_training_flags, check_at_least, exit_status
-from mnist_files import ensure_mnist
 from model_strategy import get_strategy
 from models.receptive_field import receptive_fields
-from train_config import TrainConfig
-from trainer import StepRecorder, environment, prepare_run
+from training.config import TrainConfig, add_training_flags, fields_in
+from training.machine import environment, has_bfloat16
+from training.setup import prepare_run
 from visualization import load_metrics_json
 
 BEST_BATCH = 512  # images a step at which the cores do the most
@@ -205,16 +205,16 @@ def _training(setting: Setting, model: str, data_dir: str, output_dir: str) -> C
     )
     config.files.make_folders()
     run = prepare_run(config, torch.device("cpu"))
-    recorder = StepRecorder(run, 0)
     batches = itertools.chain.from_iterable(run.data.train for _ in itertools.count())
 
     def train(count: int) -> int:
-        before = recorder.count
+        before = run.report.count
         while count > 0:  # an epoch at most, as the loop is asked for
             steps = min(count, len(run.data.train))
-            run.train_batches(itertools.islice(batches, steps), recorder)
+            run.train_batches(itertools.islice(batches, steps))
             count -= steps
-        return recorder.count - before
+        run.report.fetch()
+        return run.report.count - before
 
     return train
 
@@ -366,7 +366,7 @@ def stopping_on_sigterm() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 # What does not make a series another one: where its files are, how many cores it had, which of its runs this is.
-NOT_OF_A_SERIES = ("seed", "name", "data_dir", "output_dir", "threads", "device", "tensorboard")
+NOT_OF_A_SERIES = ("seed", *fields_in("machine", "place"))
 KNOWN_TO_NAIVE = ("model", "epochs", "scheduler", "max_lr", "batch_size")
 
 

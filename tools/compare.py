@@ -21,12 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from file_utils import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, atomic_write, existing_runs
-from main import OneLineParser, exit_status
+from common.cli import OneLineParser, exit_status
+from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, atomic_write, existing_runs
 from tools.predict import ENSEMBLE_COMMAND, Network, Networks, ensemble_file, is_a_name, known_ensembles, read_ensemble
 
 if TYPE_CHECKING:
-    from visualization import Metrics
+    from common.results import Metrics
 
 SCHEMA = 1
 STATIC = PROJECT_DIR / "tools" / "web" / "static"
@@ -341,7 +341,7 @@ def mnist_test_digits(data_dir: str | None = None) -> Any:
     folder = PROJECT_DIR / "data" if data_dir is None else Path(data_dir)
     if folder not in _digits:
         from data_utils import load_images
-        from mnist_files import DataError, is_there
+        from image_data.fetch import DataError, is_there
 
         if not is_there(folder):
             return None  # to fetch them is for the training command

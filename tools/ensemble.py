@@ -24,17 +24,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from common.cli import OneLineParser, check_at_least, exit_status
+from common.files import DamagedFileError, RunFiles, UsageError
 from data_utils import load_images, split_indices
-from file_utils import DamagedFileError, RunFiles, UsageError
 from imports import F, nn, torch
-from main import OneLineParser, check_at_least, exit_status
 from model_strategy import get_strategy, known_models
 from tools.benchmark import forward_ms, stopping_on_sigterm, train_in_a_process, write_json
 from tools.evaluate.measures import expected_calibration_error, fit_temperature, predict, scale, wilson_interval
 from tools.evaluate.report import as_input
 from tools.predict import ensemble_file
-from train_config import TrainConfig
-from trainer import environment
+from training.config import TrainConfig, fields_in
+from training.machine import environment
 from visualization import count_parameters, load_metrics_json, load_model_params
 
 ENSEMBLE_SCHEMA = 1
@@ -189,9 +189,9 @@ def is_trained(config: TrainConfig) -> bool:
         return False
     if metrics["status"] != "finished":
         return False
-    where_and_how = ("name", "data_dir", "output_dir", "device", "threads", "tensorboard")
+    elsewhere = fields_in("machine", "place")
     saved, wanted = asdict(TrainConfig(**metrics["config"])), asdict(config)
-    other = [key for key in wanted if key not in where_and_how and wanted[key] != saved[key]]
+    other = [key for key in wanted if key not in elsewhere and wanted[key] != saved[key]]
     if other:
         raise UsageError(
             f"name: the run {config.run_name} is there with another {', '.join(other)}; choose another --name, or"

@@ -27,8 +27,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from file_utils import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, atomic_write
-from main import OneLineParser, exit_status
+from common.cli import OneLineParser, exit_status
+from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, atomic_write
 from model_strategy import get_strategy, known_models
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def export(args: argparse.Namespace) -> int:
     from imports import torch
     from tools import mobile_formats
     from tools.benchmark import write_figure, write_json
-    from trainer import environment
+    from training.machine import environment
 
     files = RunFiles(args.name, args.output_dir)
     deployed = mobile_formats.Deployed(load_network(args.model, args.name, args.output_dir)).eval()

@@ -14,8 +14,8 @@ import os
 import time
 from collections.abc import Iterator
 
+from common.files import PROJECT_DIR
 from data_utils import test_transforms, train_transforms
-from file_utils import PROJECT_DIR
 from imports import DataLoader, F, datasets, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import get_strategy

@@ -18,12 +18,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from file_utils import DamagedFileError, RunFiles, UsageError, existing_runs
-from main import OneLineParser, exit_status
+from common.cli import OneLineParser, exit_status
+from common.files import DamagedFileError, RunFiles, UsageError, existing_runs
 
 if TYPE_CHECKING:
+    from image_data.form import MnistImage
     from imports import nn
-    from tools.preprocess import MnistImage
 
 DEFAULT_RUN = "mnist_model_1"
 NOT_ENSEMBLES = ("_metrics.json", "_evaluation.json", "_export.json")
@@ -228,7 +228,7 @@ def predict_files(paths: Sequence[str], name: str, output_dir: str | None) -> in
         if not Path(path).is_file():
             raise UsageError(f"{path} is no file")
     RunFiles(name, output_dir)  # checks the name before torch is loaded
-    from tools.preprocess import EmptyImageError, ImageError, read_grey, to_mnist
+    from image_data.form import EmptyImageError, ImageError, read_grey, to_mnist
 
     digits: list[MnistImage | None] = []
     for path in paths:

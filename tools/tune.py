@@ -28,10 +28,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distributed import ALONE
-from file_utils import RunFiles, UsageError, atomic_write
-from main import OneLineParser, StopSignals, add_training_flags, check_at_least, how_to_install
-from mnist_files import DataError, ensure_mnist, sha256_of
+from common.cli import OneLineParser, StopSignals, check_at_least, how_to_install
+from common.files import RunFiles, UsageError, atomic_write
+from image_data.fetch import DataError, ensure_mnist, sha256_of
 from tools.tune_space import read_space, starting_point
 from tools.tune_worker import (
     CONFIRM_SEED,
@@ -44,7 +43,7 @@ from tools.tune_worker import (
     storage_errors,
     work,
 )
-from train_config import TrainConfig, read_config_file
+from training.config import TrainConfig, add_training_flags, fields_in, read_config_file
 
 if TYPE_CHECKING:
     import optuna
@@ -56,6 +55,9 @@ SHOWN = 8  # trials in the table
 # Of the report: the slices are wider than a window, and scroll.
 STYLE = """body { font-family: sans-serif; margin: 2em } div { overflow-x: auto }
 td { padding: .15em .8em; text-align: right } td:first-child { text-align: left }"""
+
+
+ELSEWHERE = fields_in("machine", "place")  # may differ between the machines of a study
 
 
 def open_study(storage: optuna.storages.RDBStorage, name: str, recipe: dict[str, Any]) -> optuna.Study:
@@ -75,7 +77,7 @@ def open_study(storage: optuna.storages.RDBStorage, name: str, recipe: dict[str,
         f"{key} ({before[part].get(key)!r}, not {settings.get(key)!r})"
         for part, settings in recipe.items()
         for key in settings | before[part]
-        if before[part].get(key) != settings.get(key)
+        if key not in ELSEWHERE and before[part].get(key) != settings.get(key)
     ]
     if other:
         raise UsageError(
@@ -354,8 +356,7 @@ def tune(args: argparse.Namespace, given: dict[str, Any]) -> int:
     config = TrainConfig(**(DEFAULTS | from_file | given | of_space))
     if config.val_split < 1:
         raise UsageError("val_split: 0 is not allowed; trials are compared on held-out images, so hold out at least 1")
-    elsewhere = ("name", "data_dir", "output_dir", "threads", "device")  # may differ from machine to machine
-    fixed = {key: value for key, value in asdict(config).items() if key not in elsewhere}
+    fixed = {key: value for key, value in asdict(config).items() if key not in ELSEWHERE}
     files = RunFiles(f"tuning_{config.run_name}", config.output_dir)
     files.make_folders()
 
@@ -430,7 +431,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
     parser = get_args_parser()
-    signals = StopSignals(ALONE)
+    signals = StopSignals()
     try:
         with signals:
             args = parser.parse_args(argv)

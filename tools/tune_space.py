@@ -11,8 +11,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from file_utils import UsageError
-from train_config import TrainConfig, field_type, read_config_file, read_toml
+from common.files import UsageError
+from training.config import TrainConfig, field_type, fields_in, read_config_file, read_toml
 
 if TYPE_CHECKING:
     import optuna
@@ -48,10 +48,7 @@ ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "augment_strength": ("augment", ("rotate", "affine", "elastic")),
 }
 # What makes a run the run that it is, or a study comparable with itself; it is given by flags and not searched.
-NOT_SEARCHED = (
-    "model", "epochs", "val_split", "seed", "pipeline", "device", "threads", "name", "data_dir", "output_dir",
-    "tensorboard",
-)  # fmt: skip
+NOT_SEARCHED = ("model", "epochs", "val_split", "seed", "pipeline", *fields_in("machine", "place"))
 
 
 def read_space(path: Path | None, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

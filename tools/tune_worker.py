@@ -21,18 +21,19 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from file_utils import CommandError, UsageError
-from mnist_files import DataError
+from common.cli import silent
+from common.files import CommandError, UsageError
+from image_data.fetch import DataError
 from tools.tune_space import suggest
-from train_config import TrainConfig
+from training.config import TrainConfig
 
 if TYPE_CHECKING:
     import optuna
     import sqlalchemy
     from optuna.trial import FrozenTrial
 
+    from common.results import Metrics
     from imports import nn
-    from visualization import Metrics
 
 # A worker says that it lives every so often; one that was not heard of for so long is dead, and its trial goes to
 # another. In seconds.
@@ -226,7 +227,7 @@ class Worker:
         """Work until the study is done, and no trial of it is under way anywhere."""
         import optuna
 
-        from trainer import StoppedError
+        from training.run import StoppedError
 
         objective = self.search if self.job.trials else self.confirm
         while not self.stop_requested():
@@ -295,14 +296,15 @@ class Worker:
     def confirm(self, trial: optuna.Trial) -> float:
         """Train with one of the recipes that are compared, and evaluate on the test images at the end."""
         from data_utils import load_data
-        from trainer import evaluate, nobody_listens
+        from training.run import nobody_listens
+        from training.step import evaluate
 
         self.sign(trial)
         settings = dict(self.recipe[trial.suggest_categorical("recipe", list(self.recipe))])
         settings["seed"] = trial.suggest_int("seed", CONFIRM_SEED, 2 * CONFIRM_SEED)
         accuracy, model = self.train(trial, settings, nobody_listens)
         device = next(model.parameters()).device
-        test = load_data(self.job.data_dir, settings["batch_size"], device, settings["seed"], log=_say_nothing).test
+        test = load_data(TrainConfig(data_dir=self.job.data_dir), device, silent).test
         assert test is not None
         trial.set_user_attr("test_accuracy", round(evaluate(model, test, device)[1], 4))
         return accuracy
@@ -313,8 +315,9 @@ class Worker:
         """Train once without the test set. Returns the last epoch's validation accuracy in percent and the network."""
         import optuna
 
-        from hardware import resolve_device
-        from trainer import TrainingError, prepare_run
+        from training.machine import resolve_device
+        from training.report import TrainingError
+        from training.setup import prepare_run
 
         device = resolve_device(self.job.device)
         settings["threads"], settings["device"] = self.job.threads, str(device)
@@ -322,14 +325,8 @@ class Worker:
         with tempfile.TemporaryDirectory() as output_dir, contextlib.redirect_stderr(io.StringIO()):  # no progress bar
             config = TrainConfig(**settings, name="trial", data_dir=self.job.data_dir, output_dir=output_dir)
             config.files.make_folders()
-            run = prepare_run(
-                config,
-                device,
-                log=_say_nothing,
-                stop_requested=self.stop_requested,
-                after_epoch=after_epoch,
-                with_test=False,
-            )
+            run = prepare_run(config, device, log=silent, with_test=False)
+            run.stop_requested, run.after_epoch = self.stop_requested, after_epoch
             versions = run.metrics["environment"] | {"optuna": optuna.__version__}
             trial.set_user_attr("environment", versions)
             try:
@@ -338,7 +335,3 @@ class Worker:
                 trial.set_user_attr("diverged", str(error))
                 raise optuna.TrialPruned from None  # the sampler learns from it, as it does not from a failed trial
         return run.metrics["val_acc"][-1], run.result
-
-
-def _say_nothing(line: str) -> None:
-    """What the trainer has to say of each of many runs."""

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from file_utils import DamagedFileError, UsageError
-from main import OneLineParser, exit_status
-from train_config import TrainConfig
+from common.cli import OneLineParser, exit_status
+from common.files import DamagedFileError, UsageError
+from training.config import TrainConfig
 
 if TYPE_CHECKING:
     from imports import nn
@@ -68,8 +68,8 @@ def load_network(config: TrainConfig, ensemble: bool) -> tuple[nn.Module, int, s
 def run(config: TrainConfig, ensemble: bool) -> None:
     """Measure, print the tables, write the JSON and the pictures."""
     from data_utils import load_images, split_indices
-    from hardware import keep_freed_memory, resolve_device
     from imports import torch
+    from training.machine import keep_freed_memory, resolve_device
 
     device = resolve_device(config.device)
     model, val_split, data_dir = load_network(config, ensemble)
@@ -81,11 +81,11 @@ def run(config: TrainConfig, ensemble: bool) -> None:
     if device.type == "cpu":
         keep_freed_memory()
 
-    from file_utils import atomic_write
+    from common.files import atomic_write
+    from common.results import save_json
     from tools.ensemble import Ensemble
     from tools.evaluate.figures import all_figures
     from tools.evaluate.report import evaluate_network, print_evaluation
-    from visualization import save_json
 
     files = config.files
     files.make_folders()

@@ -20,7 +20,7 @@ from tools.evaluate.measures import (
     scale,
     wilson_interval,
 )
-from trainer import environment
+from training.machine import environment
 from visualization import count_parameters
 
 EVALUATION_SCHEMA = 1

@@ -13,8 +13,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from file_utils import UsageError
-from main import OneLineParser, exit_status
+from common.cli import OneLineParser, exit_status
+from common.files import UsageError
 
 TRIED_PORTS = 100
 

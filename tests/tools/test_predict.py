@@ -1,0 +1,101 @@
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from common.files import PROJECT_DIR
+from data_utils import load_images
+from tools import predict
+from tools.predict import Networks
+from visualization import load_metrics_json
+
+
+@pytest.fixture
+def scans(mnist, tmp_path) -> list[str]:
+    images, labels = load_images(mnist, train=False)
+    paths = []
+    for index in range(5):
+        path = tmp_path / f"{index}_is_{labels[index]}.png"
+        Image.fromarray(255 - images[index].numpy()).resize((200, 200)).save(path)
+        paths.append(str(path))
+    return paths
+
+
+def test_a_table_of_digits(scans, shipped_project, capsys):
+    assert predict.main([*scans, "--name", "mnist_model_3", "--output_dir", str(shipped_project)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["image", "digit", "confidence", "second", "choice"]
+    assert [line.split()[0] for line in lines] == scans
+    assert [line.split()[1] for line in lines] == [path[-5] for path in scans]
+    assert all(90 < float(line.split()[2].rstrip("%")) <= 100 for line in lines)
+
+
+def test_an_empty_image_has_no_digit(scans, shipped_project, tmp_path, capsys):
+    Image.new("L", (50, 50), 255).save(tmp_path / "empty.png")
+    assert predict.main([scans[0], str(tmp_path / "empty.png"), "--output_dir", str(shipped_project)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].endswith("-  nothing is drawn on it")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: IMAGE"),
+        (["absent.png"], "absent.png is no file"),
+        (["{folder}/text.png"], "text.png: this is no PNG, JPEG or WEBP image"),
+        (["{folder}/0_is_7.png", "--name", "../x"], "name: '../x' is not allowed"),
+        (["{folder}/0_is_7.png", "--name", "none", "--output_dir", "{folder}"], "none_metrics.json does not exist"),
+    ],
+)
+def test_wrong_arguments(arguments, message, scans, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(SystemExit) as caught:
+        predict.main([word.format(folder=tmp_path) for word in arguments])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("tool", ["predict", "compare", "web"])
+def test_help_answers_without_torch(tool):
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        command = [sys.executable, "-X", "importtime", "-m", f"tools.{tool}", "--help"]
+        done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - began)
+        assert not any(line.endswith(" torch") for line in done.stderr.splitlines())
+    assert min(seconds) < 0.5
+
+
+def test_networks_follow_their_files(shipped_project, tmp_path):
+    said: list[str] = []
+    networks = Networks(str(tmp_path), log=said.append)
+    (tmp_path / "outputs").mkdir()
+    assert networks.all() == []
+    for ending in ("_metrics.json", "_params.pth"):
+        shutil.copy(shipped_project / "outputs" / f"mnist_model_1{ending}", tmp_path / "outputs")
+    (first,) = networks.all()
+    accuracy = load_metrics_json("mnist_model_1", shipped_project)["test_acc"][-1]
+    assert (first.name, first.kind, first.parameters, first.accuracy) == ("mnist_model_1", "network", 7720, accuracy)
+    assert networks.all()[0] is first
+    shutil.copy(
+        shipped_project / "outputs" / "mnist_model_3_params.pth", tmp_path / "outputs" / "mnist_model_1_params.pth"
+    )
+    assert networks.all() == []
+    assert networks.all() == []
+    assert len(said) == 1  # once, not at every look
+    assert "they fit model 3" in said[0]
+    shutil.copy(tmp_path / "outputs" / "mnist_model_1_metrics.json", tmp_path / "outputs" / "no name_metrics.json")
+    assert "no name" not in predict.known_networks(str(tmp_path))
+
+
+def test_a_damaged_ensemble_is_left_out(shipped_project, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "ensemble.json").write_text('{"kind": "ensemble", "accuracy": "high"}')
+    said: list[str] = []
+    assert Networks(str(tmp_path), log=said.append).all() == []
+    assert "accuracy, parameters, members missing or of another type" in said[0]

@@ -1,0 +1,346 @@
+"""The page in a real, headless Chromium."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+
+from common.files import PROJECT_DIR, UsageError
+from data_utils import load_images
+from tools.compare import main as compare
+from tools.web.measure import DIGITS, chromium, draw, drawn, serving
+from visualization import load_metrics_json
+
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+DESKTOP = {"viewport": {"width": 1280, "height": 860}}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    started = chromium()
+    try:
+        found = started.__enter__()
+    except UsageError as error:
+        if os.environ.get("REQUIRE_BROWSER"):
+            raise
+        pytest.skip(f"the page is not tried in a browser: this {error}")
+    yield found
+    started.__exit__(None, None, None)
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """Opens the page; at the end nothing may have gone wrong in it, and nothing been asked of another machine."""
+    contexts, problems = [], []
+
+    def open_it(path="/", address=server, **options):
+        context = browser.new_context(**{**DESKTOP, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.problems = problems
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        local = (address, "blob:", "data:")
+        page.on("request", lambda request: None if request.url.startswith(local) else problems.append(request.url))
+        page.goto(address + path)
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def answer(page, digit) -> None:
+    """Wait for the answer that ``digit`` is drawn, by all networks."""
+    page.wait_for_function("(digit) => document.getElementById('digit').textContent === digit", arg=str(digit))
+    page.wait_for_function(
+        "(digit) => [...document.querySelectorAll('.guess')].every((guess) => guess.textContent === digit)",
+        arg=str(digit),
+    )
+
+
+def is_empty(page) -> bool:
+    return page.text_content("#headline") == "Waiting for a drawing" and page.is_disabled("#clear")
+
+
+@pytest.mark.parametrize("digit", DIGITS)
+def test_drawn_digits_are_read(open_page, digit):
+    page = open_page()
+    draw(page, DIGITS[digit])
+    answer(page, digit)
+    assert page.text_content("#headline") == f"All 3 say {digit}"
+    bars = page.locator(".network").first.locator(".bars")
+    assert re.match(rf"{digit}: \S", bars.get_attribute("aria-label"))
+    pixels = "[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 28, 28).data]"
+    white = page.evaluate(f"{pixels}.filter((level, place) => place % 4 === 0 && level > 128).length")
+    assert 20 < white < 200
+
+
+def test_the_answer_follows_the_stroke(open_page):
+    page = open_page()
+    draw(page, DIGITS[7], pause_ms=16)
+    answer(page, 7)
+    times = page.evaluate("performance.getEntriesByName('stroke to answer').map((entry) => entry.duration)")
+    assert len(times) >= 5  # while it was drawn, not only at its end
+
+
+def test_a_touch_is_a_dot_and_what_is_refused_takes_the_answer_away(open_page, tmp_path):
+    page = open_page()
+    page.click("#canvas")
+    page.wait_for_selector(".digit:not(.idle)")
+    Image.new("L", (50, 50), 255).save(tmp_path / "blank.png")
+    with page.expect_response("**/api/predict"):
+        page.set_input_files("#upload", tmp_path / "blank.png")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert page.text_content("#headline") == "Waiting for a drawing"
+    page.problems.clear()  # the console notes the 422
+
+
+def test_undo_clear_and_the_empty_canvas(open_page):
+    page = open_page()
+    assert is_empty(page)
+    draw(page, DIGITS[4])
+    answer(page, 4)
+    page.click("#undo")
+    page.wait_for_function("() => document.getElementById('digit').textContent !== '4'")
+    page.click("#undo")
+    page.wait_for_selector(".digit.idle")
+    assert is_empty(page)
+    draw(page, DIGITS[7])
+    answer(page, 7)
+    page.click("#clear")
+    page.wait_for_selector(".digit.idle")
+    page.wait_for_timeout(300)
+    assert is_empty(page)  # an answer that was under way did not come back
+    page.keyboard.press("Control+z")
+    answer(page, 7)
+
+
+def test_by_keyboard_alone(open_page):
+    page = open_page()
+    page.focus("#canvas")
+    for key, times in (("ArrowUp", 15), (" ", 1), ("ArrowDown", 30), (" ", 1)):
+        for _ in range(times):
+            page.keyboard.press(key)
+    answer(page, 1)
+    page.keyboard.press("Delete")
+    page.wait_for_selector(".digit.idle")
+
+
+def test_every_control_is_reached_by_tab(open_page):
+    page = open_page()
+    draw(page, DIGITS[1])
+    answer(page, 1)
+    page.evaluate("document.activeElement.blur()")
+    reached = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.hash"))
+    assert {
+        "#/draw",
+        "#/compare",
+        "#/live",
+        "#/api",
+        "theme",
+        "canvas",
+        "undo",
+        "clear",
+        "brush",
+        "upload",
+        "random",
+    } <= reached
+
+
+def test_a_wider_brush_paints_more(open_page):
+    page = open_page()
+    pixels = "[...document.getElementById('canvas').getContext('2d').getImageData(0, 0, 2000, 2000).data]"
+    ink = f"{pixels}.filter((level, place) => place % 4 === 3 && level > 128).length"
+    amounts = []
+    for size in ("8", "40"):
+        page.fill("#brush", size)
+        draw(page, DIGITS[1])
+        answer(page, 1)
+        page.wait_for_timeout(100)
+        amounts.append(page.evaluate(ink))
+        page.click("#clear")
+    assert amounts[1] > 3 * amounts[0]
+
+
+@pytest.mark.parametrize(("form", "paper"), [("png", 0), ("jpg", 255), ("webp", 255)])
+def test_upload(open_page, mnist, tmp_path, form, paper):
+    images, labels = load_images(mnist, train=False)
+    canvas = drawn(images[3].numpy(), 2)
+    image = Image.new("L", (900, 700), paper)
+    image.paste(Image.fromarray(255 - canvas if paper else canvas), (300, 100))
+    image.save(tmp_path / f"photo.{form}")
+    page = open_page()
+    page.set_input_files("#upload", tmp_path / f"photo.{form}")
+    answer(page, int(labels[3]))
+
+
+def test_upload_of_what_is_no_image(open_page, tmp_path):
+    (tmp_path / "photo.png").write_text("hello")
+    page = open_page()
+    page.set_input_files("#upload", tmp_path / "photo.png")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert page.text_content("#problem") == "photo.png cannot be read as an image."
+
+
+def test_a_random_test_digit_with_its_label(open_page):
+    page = open_page()
+    page.click("#random")
+    page.wait_for_function("() => /it is labelled \\d/.test(document.getElementById('detail').textContent)")
+    page.click("#undo")
+    page.wait_for_selector(".digit.idle")
+
+
+@pytest.mark.parametrize("digit", DIGITS)
+def test_touch_on_a_phone(open_page, digit):
+    page = open_page(**PHONE)
+    box = page.locator("#canvas").bounding_box()
+    touch = page.context.new_cdp_session(page)
+    top = page.evaluate("scrollY")
+    for stroke in DIGITS[digit]:
+        for place, (x, y) in enumerate(stroke):
+            point = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+            kind = "touchMove" if place else "touchStart"
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    answer(page, digit)
+    assert page.evaluate("scrollY") == top  # a finger on the paper draws and does not scroll
+    assert page.locator("#canvas").bounding_box() == box  # and the answer moves nothing
+    seen = page.locator("#headline").bounding_box()
+    assert 0 < seen["y"] < 740
+
+
+@pytest.mark.parametrize("view", ["draw", "compare", "live", "api"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("device", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_accessible_and_never_wider_than_the_screen(open_page, view, scheme, device):
+    page = open_page(f"/#/{view}", color_scheme=scheme, **device)
+    ready = {"compare": "#recall .main-svg", "live": "table", "api": ".endpoint", "draw": ".network"}
+    page.wait_for_selector(f"#{view} {ready[view]}")
+    if view == "draw":
+        draw(page, DIGITS[7])
+        answer(page, 7)
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_choice_of_colours_is_kept(open_page):
+    page = open_page(color_scheme="light")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.click("#theme")
+    dark = page.evaluate(ground)
+    assert dark != light
+    page.reload()
+    assert page.evaluate(ground) == dark
+
+
+def names_in(page) -> list[str]:
+    return page.locator("tbody").first.locator("label").all_text_contents()
+
+
+def test_compare_sorts_and_keeps_the_choice_in_the_address(open_page, server):
+    page = open_page("/#/compare")
+    page.wait_for_selector("#curves .main-svg")
+    page.click("#sort-parameters")
+    parameters = page.locator("tbody").first.locator("tr td:nth-child(4)").all_text_contents()
+    assert parameters == ["8,650", "7,730", "7,720"]
+    page.click("#sort-parameters")
+    assert names_in(page) == ["mnist_model_1", "mnist_model_2", "mnist_model_3"]
+    assert page.locator(".matrix").count() == 3
+    page.uncheck("#choose-mnist_model_2")
+    page.wait_for_function("() => document.querySelectorAll('.matrix').length === 2")
+    assert page.url == f"{server}/#/compare?runs=mnist_model_1,mnist_model_3"
+    again = open_page("/#/compare?runs=mnist_model_1,mnist_model_3")
+    again.wait_for_selector("#curves .main-svg")
+    assert again.locator(".matrix").count() == 2
+    assert not again.is_checked("#choose-mnist_model_2")
+
+
+def test_compare_draws_what_was_measured(open_page, page_folder):
+    page = open_page("/#/compare")
+    page.wait_for_selector("#curves .main-svg")
+    traces = "document.getElementById('curves').data.map(({ name, y }) => [name, y])"
+    for name, y in page.evaluate(traces):
+        assert y == load_metrics_json(name, page_folder)["test_acc"]
+    page.select_option("#curve", "train_losses")
+    page.wait_for_function("() => document.getElementById('curves').data[0].y.length > 1000")
+    assert page.evaluate("document.getElementById('curves').layout.yaxis.type") == "log"
+    page.uncheck("#log")
+    page.wait_for_function("() => document.getElementById('curves').layout.yaxis.type === 'linear'")
+    rough = page.evaluate("document.getElementById('curves').data[0].y")
+    page.fill("#smooth", "0")
+    page.wait_for_function("(before) => document.getElementById('curves').data[0].y[50] !== before", arg=rough[50])
+    cases = page.locator(".case")
+    assert cases.count() == 24
+    page.get_by_role("button", name=re.compile("Show all")).click()
+    assert cases.count() > 24
+
+
+def test_compare_tells_of_a_run_that_is_not_there(browser, server):
+    page = browser.new_page()  # its console notes the 404
+    page.goto(f"{server}/#/compare?runs=gone")
+    page.wait_for_selector("#compare .problem")
+    assert page.text_content("#compare .problem").startswith("there is no run gone; there are mnist_model_")
+    page.click("text=Show all runs")
+    page.wait_for_selector("#curves .main-svg")
+
+
+def test_the_file_shows_the_same(browser, page_folder, mnist, tmp_path):
+    output = tmp_path / "sent.html"
+    assert compare(["--output_dir", str(page_folder), "--data_dir", str(mnist), "--output", str(output)]) == 0
+    problems = []
+    page = browser.new_page()
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else problems.append(request.url),
+    )
+    page.goto(output.as_uri())
+    page.wait_for_selector("#recall .main-svg")
+    assert page.locator(".matrix").count() == 3
+    page.uncheck("#choose-mnist_model_3")
+    page.wait_for_function("() => document.querySelectorAll('.matrix').length === 2")
+    assert page.url.endswith("#runs=mnist_model_1,mnist_model_2")
+    assert problems == []
+
+
+def test_live_shows_a_real_training(open_page, mnist, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    command = [sys.executable, str(PROJECT_DIR / "main.py"), "--epochs", "50", "--name", "watched", "--threads", "1"]
+    with serving("--output_dir", tmp_path) as (address, _):
+        page = open_page("/#/live", address=address)
+        page.wait_for_selector(".empty")
+        process = subprocess.Popen([*command, "--data_dir", mnist, "--output_dir", tmp_path], stdout=subprocess.DEVNULL)
+        try:
+            card = page.locator("[data-run=watched]")
+            card.locator(".badge.running").wait_for()
+            card.locator(".main-svg").first.wait_for()
+            page.wait_for_function("() => document.querySelector('[data-run=watched] .chart')?.data?.[0].y.length > 2")
+            page.wait_for_function(
+                "() => /^[\\d,]+$/.test(document.querySelectorAll('[data-run=watched] dd')[4].textContent)"
+            )
+            facts = dict(
+                zip(card.locator("dt").all_text_contents(), card.locator("dd").all_text_contents(), strict=True)
+            )
+            assert facts["epoch"] == "1 of 50"
+            assert 0 < float(facts["loss"]) < 3
+            assert facts["learning rate"] == "0.0100"
+            assert re.match(r"\d+ (s|min|h)", facts["time left"])
+            assert page.is_visible("#live-mark")
+        finally:
+            process.kill()
+            process.wait()
+        card.locator(".badge.crashed").wait_for()
+        assert not page.is_visible("#live-mark")

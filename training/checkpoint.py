@@ -1,0 +1,124 @@
+"""Checkpoints: what the epochs to come depend on, written so that one whole copy is always on disk.
+
+save_checkpoint(files, state)             # the one before is kept beside it
+state = load_checkpoint(files, log)       # a damaged one gives way to the one before
+config = resumed_config(state, files, {"epochs": 20})
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common.files import DamagedFileError, RunFiles, UsageError, atomic_write, existing_runs
+from common.results import load_tensors
+from imports import torch
+from training.config import TrainConfig, fields_in
+
+CHECKPOINT_SCHEMA = 2
+
+# ``schema``, ``epochs_done``, ``config``, ``metrics``; the state dicts ``model``, ``optimizer``,
+# ``scheduler``; of the random generators ``data`` and, for each process, ``processes``: see Run.save_checkpoint.
+Checkpoint = dict[str, Any]
+_TYPES = {
+    "epochs_done": int,
+    "config": dict,
+    "metrics": dict,
+    "model": dict,
+    "optimizer": dict,
+    "scheduler": dict,
+    "data": torch.Tensor,
+    "processes": list,
+}
+
+
+def save_checkpoint(files: RunFiles, state: Checkpoint) -> None:
+    """Write ``state``, flushed to the disk; the run's checkpoint before it stays as ``files.previous_checkpoint``."""
+    first = state["epochs_done"] == 1  # what is there is of an earlier run of this name
+    keep = None if first or not _is_whole(files.checkpoint) else files.previous_checkpoint
+    with atomic_write(files.checkpoint, keep=keep) as file:
+        torch.save({"schema": CHECKPOINT_SCHEMA, **state}, file)
+    if first:
+        files.previous_checkpoint.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint can be read; one that cannot must not take the place of the one before it."""
+    try:
+        _read(path)
+    except (OSError, DamagedFileError):
+        return False
+    return True
+
+
+def load_checkpoint(files: RunFiles, log: Callable[[str], None] = print) -> Checkpoint:
+    """The last checkpoint of a run, or the one before if that is missing or damaged; ``log`` hears of it.
+
+    Raises:
+        UsageError: the run has none; the message lists the runs that have.
+        DamagedFileError: none of the two can be read.
+    """
+    present = [path for path in (files.checkpoint, files.previous_checkpoint) if path.exists()]
+    if not present:
+        names = ", ".join(existing_runs(files.output_dir, "_checkpoint.pth")) or "none"
+        raise UsageError(
+            f"resume: {files.checkpoint} does not exist; runs in that folder that have a checkpoint: {names}"
+        )
+    problems = []
+    for path in present:
+        try:
+            state = _read(path)
+        except DamagedFileError as error:
+            problems.append(str(error))
+            continue
+        if path != files.checkpoint:
+            reason = "; ".join(problems) or f"{files.checkpoint} is missing"
+            log(f"Note: {reason}. Going on from the checkpoint before it.")
+        return state
+    raise DamagedFileError("; ".join(problems))
+
+
+def _read(path: Path) -> Checkpoint:
+    state = load_tensors(path)
+    if not isinstance(state, dict) or state.get("schema") != CHECKPOINT_SCHEMA:
+        raise DamagedFileError(f"{path} does not hold a checkpoint of schema {CHECKPOINT_SCHEMA}")
+    wrong = [key for key, kind in _TYPES.items() if not isinstance(state.get(key), kind)]
+    if wrong:
+        raise DamagedFileError(f"{path} is no checkpoint: it has no {', '.join(wrong)}")
+    return state
+
+
+def resumed_config(state: Checkpoint, files: RunFiles, given: Mapping[str, Any], processes: int = 1) -> TrainConfig:
+    """The checkpoint's configuration, with what of ``given`` may differ from it.
+
+    Raises:
+        UsageError: a given setting contradicts the checkpoint (all those that do are named), or the number of
+            processes is another one.
+    """
+    config = {"kernels": False, **state["config"]}  # there were none at first
+    try:
+        saved = TrainConfig(**config)
+    except TypeError as error:
+        raise UsageError(f"resume: the checkpoint is of another version of this program: {error}") from None
+    folder = None if files.output_dir is None else str(files.output_dir)
+    wanted = TrainConfig(**{**config, **given, "name": files.name, "output_dir": folder})
+    movable = fields_in("place")  # what it computes may not change
+    changed = {
+        key: (getattr(saved, key), value)
+        for key, value in asdict(wanted).items()
+        if key not in movable and value != getattr(saved, key)
+    }
+    if changed.keys() == {"epochs"} and wanted.epochs > saved.epochs:
+        if saved.scheduler != "step":
+            raise UsageError(
+                f"epochs: {wanted.epochs} is not allowed with --resume: the {saved.scheduler} schedule of this run"
+                f" spans {saved.epochs} epochs; over {wanted.epochs}, those that are done would have had other rates"
+            )
+        del changed["epochs"]
+    if changed:
+        named = ", ".join(f"{key} ({before!r}, not {value!r})" for key, (before, value) in changed.items())
+        raise UsageError(f"resume: contradicts the checkpoint of {files.name} in {named}; leave it out")
+    count = len(state["processes"])
+    if count != processes:
+        raise UsageError(f"resume: the checkpoint is of {count} processes, not of {processes}; start as many again")
+    return wanted

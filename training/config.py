@@ -1,0 +1,242 @@
+"""Every setting of a training run: its default, its limits, the help text of its flag.
+
+    config = TrainConfig(model="3", scheduler="onecycle", epochs=15)
+    config = TrainConfig.from_sources({"epochs": 5}, config_file="reference")   # flags win over the file
+    add_training_flags(parser)                                                  # a flag for each of them
+
+Needs no torch, so that a wrong value is told at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import tomllib
+import types
+from collections.abc import Collection, Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from common.files import PROJECT_DIR, RunFiles, UsageError
+from image_data.policies import POLICIES
+from lr_schedulers import SCHEDULERS
+from model_strategy import known_models
+
+T = TypeVar("T")
+
+
+# What a setting decides, and so where it counts: a study searches recipes, a resumed run may be in another place.
+GROUPS = {
+    "recipe": "what is trained, and how",
+    "arithmetic": "how it is computed",
+    "machine": "what it runs on",
+    "place": "where its files are",
+}
+
+
+def setting(default: T, help: str, group: str = "recipe", **limits: Any) -> T:
+    """A field of TrainConfig, of one of the ``GROUPS``.
+
+    ``limits`` are ``minimum`` and ``maximum`` (allowed), ``above`` and ``below`` (not allowed), ``choices``;
+    ``flag=False`` keeps it off the command line: a config file sets it.
+    """
+    value: T = field(default=default, metadata={"help": help, "group": group, **limits})
+    return value
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of one run. The defaults are the specification's.
+
+    Raises:
+        UsageError: a value is of the wrong type or outside its limits.
+    """
+
+    model: str = setting("1", "which network", choices=known_models)
+    epochs: int = setting(10, "passes over the training images", minimum=1, maximum=1_000_000)
+    scheduler: str = setting("step", "learning-rate schedule", choices=lambda: list(SCHEDULERS))
+    max_lr: float = setting(0.75, "peak learning rate of onecycle", above=0.0)
+    lr: float = setting(0.01, "starting learning rate of step", above=0.0)
+    batch_size: int = setting(128, "training images a step", minimum=1, maximum=1_000_000)
+    seed: int = setting(1, "seed of weights, shuffle, augmentation and dropout", minimum=0, maximum=2**63 - 1)
+    # 0: the specification trains on all 60,000. A choice between settings needs a split to be made on.
+    val_split: int = setting(0, "training images held out for validation, balanced by class", minimum=0)
+    # The same augmentation either way; tensor does it on whole batches and is several times faster.
+    pipeline: str = setting("tensor", "how batches are made", choices=lambda: ["tensor", "torchvision"])
+    augment: str = setting("rotate", "how training images are changed", choices=lambda: list(POLICIES))
+
+    # Refinements, for config files; the defaults are the specification's
+    pct_start: float = setting(0.3, "part of onecycle that rises", above=0.0, below=1.0, flag=False)
+    div_factor: float = setting(7.5, "onecycle starts at max_lr / this", minimum=1.0, flag=False)
+    final_div_factor: float = setting(7.5, "onecycle ends at its start / this", minimum=1.0, flag=False)
+    momentum: float = setting(0.9, "of SGD", minimum=0.0, below=1.0, flag=False)
+    nesterov: bool = setting(False, "Nesterov's momentum", flag=False)
+    weight_decay: float = setting(0.0, "of convolutions and linear layers", minimum=0.0, flag=False)
+    label_smoothing: float = setting(0.0, "of the loss trained on", minimum=0.0, below=1.0, flag=False)
+    dropout: float | None = setting(None, "in place of the network's own", minimum=0.0, below=1.0, flag=False)
+    # PyTorch's 0.1 remembers some 20 batches. When the rate is nearly nothing, more of them say more.
+    bn_momentum: float | None = setting(None, "in place of BatchNorm's own", above=0.0, maximum=1.0, flag=False)
+    augment_strength: float = setting(1.0, "factor of the policy's ranges", minimum=0.0, maximum=10.0, flag=False)
+    # 0.998 remembers some 500 steps. What is evaluated and saved is then the average.
+    ema_decay: float = setting(0.0, "of the weights' moving average; 0: none", minimum=0.0, below=1.0, flag=False)
+
+    amp: bool = setting(False, "bfloat16 autocast, where the device has bfloat16", "arithmetic")
+    deterministic: bool = setting(False, "only GPU algorithms that give the same result every time", "arithmetic")
+    kernels: bool = setting(
+        True, "the fast step on the CPU; needs a C++ compiler, and is left out with amp", "arithmetic"
+    )
+    compile: bool = setting(False, "torch.compile the training step: slow to start, faster from then on", "arithmetic")
+
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; auto is cuda where there is one", "machine")
+    threads: int | None = setting(None, "CPU threads; default: torch's choice", "machine", minimum=1, maximum=1024)
+
+    name: str | None = setting(None, "name of the run and its files; default: mnist_model_MODEL", "place")
+    data_dir: str | None = setting(None, "folder with MNIST/raw; default: the project's data", "place")
+    output_dir: str | None = setting(None, "folder for outputs, plots, summaries; default: the project", "place")
+    tensorboard: bool = setting(False, "write outputs/tensorboard/NAME too, for TensorBoard", "place")
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if field_type(spec) is float and type(value) is int:  # max_lr = 1 is as good as 1.0
+                value = float(value)
+                object.__setattr__(self, spec.name, value)
+            _check(spec, value)
+        if self.nesterov and not self.momentum:
+            raise UsageError("nesterov: True is not allowed with momentum 0.0; it needs one above 0")
+        RunFiles(self.run_name)  # checks the name
+        if self.pipeline == "torchvision" and self.augment not in ("none", "rotate"):
+            raise UsageError(
+                f"augment: {self.augment!r} is not allowed with --pipeline torchvision; choose none or rotate, or"
+                " --pipeline tensor"
+            )
+
+    @property
+    def run_name(self) -> str:
+        return f"mnist_model_{self.model}" if self.name is None else self.name
+
+    @property
+    def files(self) -> RunFiles:
+        return RunFiles(self.run_name, self.output_dir)
+
+    @property
+    def data_folder(self) -> Path:
+        return PROJECT_DIR / "data" if self.data_dir is None else Path(self.data_dir)
+
+    @classmethod
+    def from_sources(cls, flags: Mapping[str, Any], config_file: str | None = None) -> TrainConfig:
+        """A flag that is given wins over the file, the file over the default.
+
+        Args:
+            flags: field name -> value, only those that were given.
+            config_file: a name under ``configs/`` or the path of a TOML file.
+
+        Raises:
+            UsageError: the file does not exist or is no TOML, a key is unknown, a value is not allowed.
+        """
+        settings = {} if config_file is None else read_config_file(config_file)
+        return cls(**{**settings, **flags})
+
+    def flags_without_effect(self, given: Mapping[str, Any]) -> list[str]:
+        """One line for each given flag that changes nothing because of the others."""
+        used_by = {"max_lr": "onecycle", "lr": "step"}
+        return [
+            f"--{flag} has no effect with --scheduler {self.scheduler}; it belongs to {scheduler}"
+            for flag, scheduler in used_by.items()
+            if flag in given and self.scheduler != scheduler
+        ]
+
+
+def fields_in(*groups: str) -> tuple[str, ...]:
+    """The names of the settings in ``groups``."""
+    return tuple(spec.name for spec in fields(TrainConfig) if spec.metadata["group"] in groups)
+
+
+def add_training_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
+    """Add a flag for every field of TrainConfig and ``--config``; ``parser`` must suppress what is not given."""
+    sections = {group: parser.add_argument_group(group, description) for group, description in GROUPS.items()}
+    for spec in fields(TrainConfig):
+        if spec.name in leave_out or not spec.metadata.get("flag", True):
+            continue
+        # TrainConfig checks the limits, for flags and files alike; the parser only reads the type
+        section, choices = sections[spec.metadata["group"]], spec.metadata.get("choices")
+        if field_type(spec) is bool:
+            section.add_argument(f"--{spec.name}", action=argparse.BooleanOptionalAction, help=spec.metadata["help"])
+            continue
+        section.add_argument(
+            f"--{spec.name}",
+            type=field_type(spec),
+            metavar="{" + ",".join(choices()) + "}" if choices else spec.name.upper(),
+            help=spec.metadata["help"] + ("" if spec.default is None else f" ({spec.default})"),
+        )
+    sections["recipe"].add_argument(
+        "--config", metavar="NAME|FILE", help="settings from configs/NAME.toml or a TOML file"
+    )
+
+
+def field_type(spec: Field[Any]) -> type:
+    """The type of a field of TrainConfig, without its None."""
+    hint = get_type_hints(TrainConfig)[spec.name]
+    plain: type = get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+    return plain
+
+
+def _check(spec: Field[Any], value: Any) -> None:
+    limits, name = spec.metadata, spec.name
+    if value is None and spec.default is None:
+        return
+    wanted = field_type(spec)
+    if type(value) is not wanted:
+        kinds = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        raise UsageError(f"{name}: {value!r} is not allowed; it must be {kinds[wanted]}")
+    if type(value) is float and not math.isfinite(value):
+        raise UsageError(f"{name}: {value} is not allowed; it must be finite")
+    if "minimum" in limits and value < limits["minimum"]:
+        raise UsageError(f"{name}: {value} is not allowed; it must be at least {limits['minimum']}")
+    if "maximum" in limits and value > limits["maximum"]:
+        raise UsageError(f"{name}: {value} is not allowed; it must be at most {limits['maximum']}")
+    if "below" in limits and value >= limits["below"]:
+        raise UsageError(f"{name}: {value} is not allowed; it must be below {limits['below']:g}")
+    if "above" in limits and value <= limits["above"]:
+        raise UsageError(f"{name}: {value} is not allowed; it must be above {limits['above']:g}")
+    if "choices" in limits and value not in limits["choices"]():
+        raise UsageError(f"{name}: {value!r} is not allowed; choose from {', '.join(limits['choices']())}")
+    if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)):
+        raise UsageError(f"device: {value!r} is not allowed; choose from auto, cpu, cuda, cuda:N, mps")
+
+
+def read_config_file(name_or_path: str) -> dict[str, Any]:
+    """The settings in ``configs/NAME.toml`` or in a TOML file of your own.
+
+    Raises:
+        UsageError: there is no such file, it is no TOML, or it has a key that is no field of TrainConfig.
+    """
+    configs = PROJECT_DIR / "configs"
+    shipped = configs / f"{name_or_path}.toml"
+    path = shipped if re.fullmatch(r"[\w-]+", name_or_path) and shipped.is_file() else Path(name_or_path)
+    shipped_names = ", ".join(sorted(p.stem for p in configs.glob("*.toml")))
+    settings = read_toml("config", path, f"the path of a TOML file or one of {shipped_names}")
+    known = [spec.name for spec in fields(TrainConfig)]
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise UsageError(f"config: {name_or_path}: unknown key {', '.join(unknown)}; known: {', '.join(known)}")
+    if type(settings.get("model")) is int:  # model = 3 reads as naturally as model = "3"
+        settings["model"] = str(settings["model"])
+    return settings
+
+
+def read_toml(flag: str, path: Path, allowed: str) -> dict[str, Any]:
+    """What the TOML file ``path`` holds. ``flag``, that it was given with, and ``allowed`` are for the error.
+
+    Raises:
+        UsageError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"{flag}: cannot read {path}: {reason}; give {allowed}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{flag}: {path} is not valid TOML: {error}") from None

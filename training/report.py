@@ -1,0 +1,226 @@
+"""What a run says of itself while it trains: its metrics in memory and on disk, its log, the bar, TensorBoard.
+
+report = Report(config, new_metrics(config, model, device), device)
+report.begin()
+with report.epoch(60_000):
+    report.step(step(images, labels))      # a batch at a time
+report.evaluated("test", loss, accuracy)
+report.end_epoch()
+"""
+
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from common.results import METRICS_SCHEMA, Metrics, save_metrics_json
+from imports import nn, torch, tqdm
+from training.config import TrainConfig
+from training.machine import environment
+from training.processes import ALONE, Processes
+from training.step import StepResult
+from training.tensorboard_log import TensorBoardLog
+from visualization import count_parameters
+
+METRICS_SECONDS = 1.0  # how often the metrics file is written while training
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; one line says why and what to try."""
+
+
+def print_line(line: str) -> None:
+    """Print ``line`` above the progress bar, if there is one, at once."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def new_metrics(config: TrainConfig, model: nn.Module, device: torch.device, train_images: int) -> Metrics:
+    """The metrics of a run of one process, without kernels, that has not begun."""
+    return {
+        "schema": METRICS_SCHEMA,
+        "name": config.run_name,
+        "model": config.model,
+        "parameters": count_parameters(model),
+        "train_images": train_images,
+        "status": "running",
+        "pid": os.getpid(),
+        "updated": "",
+        "config": asdict(config),
+        "environment": {**environment(device), "processes": 1, "kernels": False},
+        "train_acc": [],
+        "test_losses": [],
+        "test_acc": [],
+        "val_losses": [],
+        "val_acc": [],
+        "epoch_seconds": [],
+        "total_seconds": 0.0,
+        "train_losses": [],
+        "learning_rates": [],
+    }
+
+
+def epoch_line(metrics: Metrics, epoch: int) -> str:
+    """What is printed of an epoch; of the test accuracies, the best so far is marked."""
+    accuracies = metrics["test_acc"][: epoch + 1]
+    line = f"EPOCH: {epoch:<2}"
+    if accuracies:
+        line += f" - Test Accuracy: {accuracies[-1]:.2f}%"
+    if metrics["val_acc"]:
+        line += f" - Validation Accuracy: {metrics['val_acc'][epoch]:.2f}%"
+    if accuracies and accuracies[-1] > max(accuracies[:-1], default=-1.0):
+        line += " ← BEST"
+    return line
+
+
+class Report:
+    """Takes what steps and evaluations leave. Only the main process prints and writes.
+
+    The results of several steps are fetched together, of many on a GPU or with other processes: there each fetch waits.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        metrics: Metrics,
+        device: torch.device,
+        processes: Processes = ALONE,
+        log: Callable[[str], None] = print_line,
+    ) -> None:
+        self.config, self.metrics, self.processes, self.log = config, metrics, processes, log
+        self.fetch_every = 5 if device.type == "cpu" and processes.count == 1 else 50
+        self.waiting: list[torch.Tensor] = []  # loss summed over the images, right answers, images; one a step
+        self.rates: list[float] = []
+        self.correct, self.count = 0, 0  # in this epoch
+        self.bar = tqdm(disable=True)
+        self.board: TensorBoardLog | None = None
+        self.started = self.written = -math.inf
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.metrics["train_acc"])
+
+    def begin(self) -> None:
+        """The run's first batch, or the first after it was stopped, is next."""
+        self.started = time.perf_counter() - self.metrics["total_seconds"]
+        if self.processes.is_main:
+            lines = [epoch_line(self.metrics, epoch) for epoch in range(self.epochs_done)]
+            self.config.files.log.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            if self.config.tensorboard:
+                self.board = TensorBoardLog(self.config.files.tensorboard, self.metrics)
+        self.save("running")
+
+    @contextlib.contextmanager
+    def epoch(self, images: int) -> Iterator[None]:
+        """Within, an epoch of ``images`` images is trained."""
+        self.correct, self.count = 0, 0
+        # a run's first batches are written at once: whoever watches it sees that it trains
+        self.written = time.monotonic() if self.metrics["train_losses"] else -math.inf
+        self.bar = tqdm(
+            total=images,
+            desc=f"epoch {self.epochs_done}",
+            unit="img",
+            unit_scale=True,
+            # None: no bar where the output is not a terminal, so that a log is not flooded
+            disable=None if self.processes.is_main else True,
+            leave=False,
+            dynamic_ncols=True,
+        )
+        began = time.perf_counter()
+        with self.bar:
+            yield
+            self.fetch()
+            seconds = time.perf_counter() - began
+        self.metrics["epoch_seconds"].append(round(seconds, 3))
+        self.metrics["train_acc"].append(round(self.accuracy, 4))
+
+    @property
+    def accuracy(self) -> float:
+        """Percent right so far in this epoch, each batch at the weights that it was trained on."""
+        return 100.0 * self.correct / max(self.count, 1)
+
+    def step(self, result: StepResult) -> None:
+        """Take what a step leaves.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        size = torch.full_like(result.loss, result.size)
+        self.waiting.append(torch.stack([result.loss * result.size, result.correct, size]))
+        self.rates.append(result.rate)
+        if len(self.waiting) >= self.fetch_every:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Take the waiting results from the device.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        if not self.waiting:
+            return
+        metrics = self.metrics
+        results = self.processes.sum(torch.stack(self.waiting)).tolist()
+        for (loss_sum, correct, size), rate in zip(results, self.rates, strict=True):
+            loss = loss_sum / size
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} in epoch {self.epochs_done}, batch {len(metrics['train_losses'])}, at"
+                    f" learning rate {rate:.4g}; {self._advice}"
+                )
+            metrics["train_losses"].append(round(loss, 6))
+            metrics["learning_rates"].append(round(rate, 9))
+            self.correct += int(correct)
+            self.count += int(size)
+        self.bar.set_postfix(loss=f"{loss:.4f}", acc=f"{self.accuracy:.2f}%", lr=f"{rate:.4f}", refresh=False)
+        self.bar.update(self.count - self.bar.n)
+        self.waiting.clear()
+        self.rates.clear()
+        if time.monotonic() - self.written >= METRICS_SECONDS:
+            self.save("running")
+            self.written = time.monotonic()
+
+    def evaluated(self, split: str, loss: float, accuracy: float) -> None:
+        """Take what an evaluation on ``split``, test or val, gave at the end of an epoch.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the {split} loss is {loss} after epoch {self.epochs_done - 1}: the last steps left weights that are"
+                f" not finite; {self._advice}"
+            )
+        self.metrics[f"{split}_losses"].append(round(loss, 6))
+        self.metrics[f"{split}_acc"].append(round(accuracy, 4))
+
+    def end_epoch(self) -> None:
+        """Log the epoch's line, on the terminal and in the run's log file."""
+        self.metrics["total_seconds"] = round(time.perf_counter() - self.started, 3)
+        line = epoch_line(self.metrics, self.epochs_done - 1)
+        self.log(line)
+        if self.processes.is_main:
+            with open(self.config.files.log, "a", encoding="utf-8") as log_file:
+                print(line, file=log_file)
+
+    def save(self, status: str) -> None:
+        """Write the metrics as they are now."""
+        if not self.processes.is_main:
+            return
+        self.metrics["status"] = status
+        self.metrics["updated"] = datetime.now(UTC).isoformat(timespec="milliseconds")
+        save_metrics_json(self.metrics, self.config.run_name, self.config.output_dir, durable=status != "running")
+        if self.board is not None:
+            self.board.write(self.metrics)
+            if status != "running":
+                self.board.close()
+
+    @property
+    def _advice(self) -> str:
+        """What to try when a number is no longer finite."""
+        rate = "--max_lr" if self.config.scheduler == "onecycle" else "--lr"
+        return f"try a lower {rate}"

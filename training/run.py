@@ -1,0 +1,169 @@
+"""A run under way: its epochs, its state, and being where it was when a checkpoint was written.
+
+run = prepare_run(config, device)     # training/setup.py
+run.train()
+run.save_results()
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from common.files import DamagedFileError
+from common.results import Metrics, save_model_params
+from data_utils import Batch, Data
+from imports import LRScheduler, nn, torch
+from lr_schedulers import advances_every_batch
+from training.checkpoint import Checkpoint, save_checkpoint
+from training.config import TrainConfig
+from training.processes import Processes
+from training.report import Report
+from training.step import Step, StepResult, evaluate, train_one_epoch
+from visualization import plot_metrics, save_model_summary
+
+
+class StoppedError(RuntimeError):
+    """The run ended early because it was asked to."""
+
+
+def never() -> bool:
+    """The answer to whether a run should stop, where nobody can ask for it."""
+    return False
+
+
+def nobody_listens(metrics: Metrics) -> None:
+    """What happens after an epoch that nobody waits for."""
+
+
+@dataclass
+class Run:
+    """A run under way: everything that its epochs share."""
+
+    config: TrainConfig
+    data: Data
+    processes: Processes
+    model: nn.Module  # what is trained; step.model is the same network as a step runs it
+    step: Step
+    scheduler: LRScheduler
+    report: Report
+    stop_requested: Callable[[], bool] = never  # asked after every batch
+    after_epoch: Callable[[Metrics], None] = nobody_listens  # what it raises ends the run
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.report.metrics
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is evaluated and saved."""
+        if self.step.average is None:
+            return self.model
+        averaged: nn.Module = self.step.average.module
+        return averaged
+
+    def train(self) -> None:
+        """All epochs, or those that are still to come.
+
+        Raises:
+            TrainingError: the loss or a weight is no longer finite.
+            StoppedError: it was asked to stop.
+        """
+        self.report.begin()
+        for _ in range(self.report.epochs_done, self.config.epochs):
+            with self.report.epoch(self.data.train_size):
+                self.train_batches(self.data.train)
+            if not advances_every_batch(self.config.scheduler):
+                self.scheduler.step()
+            self.evaluate_epoch()
+            self.report.end_epoch()
+            self.save_checkpoint()
+            self.report.save("running")
+            self.after_epoch(self.metrics)
+
+    def train_batches(self, batches: Iterable[Batch]) -> None:
+        """Train on ``batches``, an epoch at most."""
+        parts = self.processes.part_weights(self.data.train_size, self.config.batch_size)
+        train_one_epoch(self.step, batches, self._after_step, parts)
+
+    def _after_step(self, result: StepResult) -> None:
+        self.report.step(result)
+        if self.stop_requested():
+            raise StoppedError(f"stopped in epoch {self.report.epochs_done}")
+
+    def evaluate_epoch(self) -> None:
+        """Evaluate on the test images and on those held out, as far as there are any."""
+        self.processes.copy_buffers(self.model)
+        if self.step.average is not None:
+            self.processes.copy_buffers(self.step.average)
+        for split, batches in (("test", self.data.test), ("val", self.data.val)):
+            if batches is not None:
+                self.report.evaluated(split, *evaluate(self.result, batches, self.step.device, self.processes))
+
+    def save_results(self) -> None:
+        """Write the files of a run that is done."""
+        if not self.processes.is_main:
+            return
+        name, output_dir = self.config.run_name, self.config.output_dir
+        save_model_params(self.result, name, output_dir)
+        save_model_summary(self.result, name, output_dir)
+        self.report.save("finished")
+        plot_metrics(self.metrics, name, output_dir)
+
+    def save_checkpoint(self) -> None:
+        """Write what the epochs to come depend on."""
+        generators = {"torch": torch.get_rng_state()}
+        if self.step.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.step.device)
+        of_all = self.processes.gather(generators)
+        if not self.processes.is_main:
+            return
+        state = {
+            "epochs_done": self.report.epochs_done,
+            "config": asdict(self.config),
+            "metrics": self.metrics,
+            **{name: None if part is None else part.state_dict() for name, part in self._stateful().items()},
+            "data": self.data.generator.get_state(),
+            "processes": of_all,
+        }
+        save_checkpoint(self.config.files, state)
+
+    def _stateful(self) -> dict[str, Any]:
+        """What has a state of its own, by its name in a checkpoint."""
+        return {
+            "model": self.model,
+            "average": self.step.average,
+            "optimizer": self.step.optimizer,
+            "scheduler": self.scheduler,
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Be where the run was when ``checkpoint`` was written.
+
+        Raises:
+            DamagedFileError: it is not of a run with its own configuration.
+        """
+        try:
+            self._restore(checkpoint)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            file = self.config.files.checkpoint
+            raise DamagedFileError(f"{file} does not fit its own configuration: {reason}") from None
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        for name, part in self._stateful().items():
+            if part is not None:
+                part.load_state_dict(checkpoint[name])
+        self.data.generator.set_state(checkpoint["data"])
+        mine = checkpoint["processes"][self.processes.rank]
+        torch.set_rng_state(mine["torch"])
+        if self.step.device.type == "cuda":
+            torch.cuda.set_rng_state(mine["cuda"], self.step.device)
+        before, now = checkpoint["metrics"], self.metrics
+        was = {"kernels": False, **before["environment"]}  # there were none at first
+        here = now["environment"]
+        other = [k for k in ("torch", "device", "threads", "platform", "kernels") if was[k] != here[k]]
+        if other:
+            changes = ", ".join(f"{k} {was[k]} -> {here[k]}" for k in other)
+            self.report.log(f"Note: not as when the checkpoint was written, so the last bits may differ: {changes}.")
+        kept = {key: now[key] for key in ("config", "environment", "pid", "train_images")}
+        self.report.metrics = {**before, **kept}

@@ -1,0 +1,163 @@
+"""From a configuration to a run that is ready for its first batch.
+
+run = prepare_run(TrainConfig(model="3", epochs=15), torch.device("cpu"))
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from common.files import UsageError
+from data_utils import load_data
+from imports import AveragedModel, get_ema_multi_avg_fn, nn, optim, torch
+from lr_schedulers import advances_every_batch, get_scheduler
+from model_strategy import ModelContext, get_strategy
+from training.config import TrainConfig
+from training.machine import (
+    CompiledOrEager,
+    has_bfloat16,
+    have_kernels,
+    keep_freed_memory,
+    make_deterministic,
+)
+from training.processes import ALONE, Processes
+from training.report import Report, new_metrics, print_line
+from training.run import Run
+from training.step import Step
+
+
+def prepare_run(
+    config: TrainConfig,
+    device: torch.device,
+    processes: Processes = ALONE,
+    log: Callable[[str], None] = print_line,
+    with_test: bool = True,
+) -> Run:
+    """Everything up to the first batch.
+
+    Args:
+        log: gets each line that a person should read.
+        with_test: False: the test set is not read, and the metrics have no ``test_losses`` and ``test_acc``.
+
+    Raises:
+        UsageError, DataError: as ``train_and_evaluate``.
+    """
+    share_evenly(config, processes)
+    prepare_machine(config, device, log)
+    amp = has_amp(config, device, log)
+    batch_part = config.batch_size // processes.count
+    kernels = config.kernels and device.type == "cpu" and not amp and have_kernels(batch_part, log)
+    data = load_data(config, device, log, (processes.rank, processes.count), with_test)
+    check_last_batch(data.train_size, config, processes)
+
+    torch.manual_seed(config.seed)
+    model = make_network(config, device)
+    if processes.count > 1:  # the same weights, but dropout of its own in every process
+        torch.manual_seed(config.seed + processes.rank)
+    step_model = CompiledOrEager(model, batch_part, log) if config.compile else model
+    optimizer = make_optimizer(config, model, device)
+    scheduler = get_scheduler(
+        config.scheduler,
+        optimizer,
+        config.epochs,
+        len(data.train),
+        config.max_lr,
+        config.pct_start,
+        config.div_factor,
+        config.final_div_factor,
+    )
+    average = None
+    if config.ema_decay:  # of the running statistics too: they belong to the weights that they were taken with
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    step = Step(
+        processes.synchronized(step_model, device),
+        optimizer,
+        device,
+        scheduler if advances_every_batch(config.scheduler) else None,
+        average,
+        amp,
+        kernels,
+        config.label_smoothing,
+    )
+    metrics = new_metrics(config, model, device, data.train_size)
+    metrics["environment"] |= {"processes": processes.count, "kernels": kernels}
+    return Run(config, data, processes, model, step, scheduler, Report(config, metrics, device, processes, log))
+
+
+def share_evenly(config: TrainConfig, processes: Processes) -> None:
+    """Make sure that a batch divides among the processes.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if config.batch_size % processes.count:
+        raise UsageError(
+            f"batch_size: {config.batch_size} is not allowed with {processes.count} processes; it must divide among"
+            " them"
+        )
+
+
+def check_last_batch(train_size: int, config: TrainConfig, processes: Processes) -> None:
+    """Make sure that every process has an image of an epoch's last batch.
+
+    Raises:
+        UsageError: there are fewer images than processes.
+    """
+    last = train_size % config.batch_size
+    if 0 < last < processes.count:
+        raise UsageError(
+            f"batch_size: {config.batch_size} is not allowed with {processes.count} processes; the last batch of"
+            f" {train_size} images has {last}, and every process needs one"
+        )
+
+
+def prepare_machine(config: TrainConfig, device: torch.device, log: Callable[[str], None]) -> None:
+    """Threads, memory and algorithms, for the whole process."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+        if config.deterministic:
+            log("Note: --deterministic changes nothing on a CPU: a run there is always the same.")
+    else:
+        make_deterministic(config.deterministic)
+
+
+def has_amp(config: TrainConfig, device: torch.device, log: Callable[[str], None]) -> bool:
+    """Whether the run computes in bfloat16; ``log`` hears if that was asked for and cannot be."""
+    if config.amp and not has_bfloat16(device):
+        log(f"Note: --amp has no effect: {device.type} here has no bfloat16 of its own.")
+        return False
+    return config.amp
+
+
+def make_network(config: TrainConfig, device: torch.device) -> nn.Module:
+    """The network that ``config`` names, new, with the dropout and the BatchNorm momentum that it sets."""
+    model = ModelContext(get_strategy(config.model)).get_model(device)
+    model = model.to(memory_format=torch.channels_last)
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout) and config.dropout is not None:
+            layer.p = config.dropout
+        if isinstance(layer, nn.BatchNorm2d) and config.bn_momentum is not None:
+            layer.momentum = config.bn_momentum
+    return model
+
+
+def make_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> optim.SGD:
+    """SGD on all parameters, as ``config`` has it."""
+    return optim.SGD(
+        decay_groups(model, config.weight_decay),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters in two groups: weights of convolutions and linear layers, which decay, and all others.
+
+    BatchNorm's parameters and biases are left alone: He et al. 2018, arXiv:1812.01187, section 3.1.
+    """
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -1,0 +1,94 @@
+"""One training step on one batch, and evaluation.
+
+step = Step(model, optimizer, device)
+result = step(images, labels)            # result.loss, result.correct: still on the device
+loss, accuracy = evaluate(model, batches, device)
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import repeat
+from typing import NamedTuple
+
+from data_utils import Batch
+from imports import AveragedModel, F, LRScheduler, nn, optim, torch
+from models.kernels import using_kernels
+from training.processes import ALONE, Processes
+
+
+class StepResult(NamedTuple):
+    """What a step leaves besides other weights; loss and right answers are still on the device."""
+
+    loss: torch.Tensor  # the mean over the batch
+    correct: torch.Tensor  # right answers
+    size: int  # images
+    rate: float  # the learning rate that the step was taken at
+
+
+@dataclass
+class Step:
+    """Forward, backward, and the optimizer's step, as one call on a batch."""
+
+    model: nn.Module  # as a step runs it: compiled, synchronized
+    optimizer: optim.Optimizer
+    device: torch.device
+    scheduler: LRScheduler | None = None  # the one to advance after every batch, if any
+    average: AveragedModel | None = None  # the moving average of the weights to bring up to date, if any
+    amp: bool = False  # compute in bfloat16 where that is safe
+    kernels: bool = False  # run the blocks as models/kernels.py has them; they must have been loaded
+    label_smoothing: float = 0.0  # part of a label spread over all classes (Szegedy et al. 2015, arXiv:1512.00567)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, weight: float = 1.0) -> StepResult:
+        """Train on ``images`` [N, 1, 28, 28] with ``labels`` [N].
+
+        Args:
+            weight: of the loss, when this process has a part of the batch: see ``Processes.part_weights``.
+        """
+        images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp), using_kernels(self.kernels):
+            log_probabilities = self.model(images)
+            loss = F.nll_loss(log_probabilities, labels)
+            if self.label_smoothing:
+                loss = (1 - self.label_smoothing) * loss - self.label_smoothing * log_probabilities.mean()
+        self.optimizer.zero_grad()
+        (loss * weight).backward()
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        correct = (log_probabilities.argmax(1) == labels).sum()
+        rate = self.optimizer.param_groups[0]["lr"]
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return StepResult(loss.detach(), correct, len(labels), rate)
+
+
+def train_one_epoch(
+    step: Step,
+    batches: Iterable[Batch],
+    report: Callable[[StepResult], None],
+    loss_weights: Iterable[float] = repeat(1.0),
+) -> None:
+    """One pass over the training images; ``report`` gets what each step leaves."""
+    step.model.train()
+    for (images, labels), weight in zip(batches, loss_weights, strict=False):
+        report(step(images, labels, weight))
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, processes: Processes = ALONE
+) -> tuple[float, float]:
+    """The mean negative log-likelihood and the accuracy in percent over all images of all processes' ``batches``."""
+    model.eval()
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    count = 0
+    for images, labels in batches:
+        images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
+        log_probabilities = model(images)
+        loss_sum += F.nll_loss(log_probabilities, labels, reduction="sum")
+        correct += (log_probabilities.argmax(1) == labels).sum()
+        count += len(labels)
+    totals = processes.sum(torch.stack([loss_sum, correct, torch.tensor(float(count), device=device)]))
+    loss_total, correct_total, all_images = totals.tolist()
+    return loss_total / all_images, 100.0 * correct_total / all_images

@@ -1,0 +1,65 @@
+"""The numbers of a run in TensorBoard's form: ``main.py --tensorboard``, then ``tensorboard --logdir outputs``.
+
+    board = TensorBoardLog(files.tensorboard, metrics)
+    board.write(metrics)      # what has come since
+
+TensorBoard itself is optional: requirements-tools.txt has it, training does without.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from common.files import UsageError
+
+PER_EPOCH = {
+    "train_acc": "accuracy/train",
+    "test_acc": "accuracy/test",
+    "val_acc": "accuracy/validation",
+    "test_losses": "loss/test",
+    "val_losses": "loss/validation",
+}
+
+
+def check_installed() -> None:
+    """Make sure that TensorBoard is there, without loading it.
+
+    Raises:
+        UsageError: it is not; the message says how to add it.
+    """
+    if find_spec("tensorboard") is None:
+        raise UsageError("tensorboard: it is not installed; add it with: pip install -r requirements-tools.txt")
+
+
+class TensorBoardLog:
+    """Writes what is new in the metrics of a run as event files in ``folder``; every step is a number of batches.
+
+    Args:
+        metrics: of the run as it begins. What TensorBoard has from there on, of an earlier run of this name or of one
+            that goes on from its checkpoint, is dropped.
+    """
+
+    def __init__(self, folder: Path, metrics: dict[str, Any]) -> None:
+        check_installed()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.batches, self.epochs = len(metrics["train_losses"]), len(metrics["test_acc"])
+        self.writer = SummaryWriter(str(folder), purge_step=self.batches + 1)
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Add the batches and epochs that have come since the last time."""
+        losses, rates = metrics["train_losses"], metrics["learning_rates"]
+        for batch in range(self.batches, len(losses)):
+            self.writer.add_scalar("loss/train", losses[batch], batch + 1)
+            self.writer.add_scalar("learning_rate", rates[batch], batch + 1)
+        self.batches = len(losses)
+        for epoch in range(self.epochs, len(metrics["test_acc"])):
+            for key, tag in PER_EPOCH.items():
+                if metrics[key]:
+                    self.writer.add_scalar(tag, metrics[key][epoch], self.batches)
+        self.epochs = len(metrics["test_acc"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.writer.close()

@@ -1,0 +1,113 @@
+"""A run from its first file to its last.
+
+result = train_and_evaluate(TrainConfig(model="3", scheduler="onecycle", epochs=15))
+result.model, result.metrics["test_acc"][-1]
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from common.cli import silent
+from common.files import RunFiles, UsageError
+from common.results import Metrics
+from image_data.fetch import ensure_mnist
+from imports import FileLock, Timeout, nn
+from training.checkpoint import Checkpoint
+from training.config import TrainConfig
+from training.machine import resolve_device
+from training.processes import ALONE, Processes
+from training.report import print_line
+from training.run import StoppedError, never
+from training.setup import prepare_run, share_evenly
+
+
+@dataclass
+class TrainResult:
+    """A finished run: the network in evaluation mode, its metrics, and where its files are."""
+
+    model: nn.Module
+    metrics: Metrics
+    files: RunFiles
+
+
+def train_and_evaluate(
+    config: TrainConfig,
+    log: Callable[[str], None] = print_line,
+    checkpoint: Checkpoint | None = None,
+    stop_requested: Callable[[], bool] = never,
+) -> TrainResult:
+    """Train the network that ``config`` names and write its files.
+
+    What is saved is the network of the last epoch.
+
+    Args:
+        log: gets each line that a person should read.
+        checkpoint: where to go on from; ``config`` is then ``resumed_config`` of it.
+        stop_requested: asked after every batch whether to end the run.
+
+    Raises:
+        UsageError: the device is not here, a folder cannot be written, too many images are held out, or another
+            process trains under this name.
+        DataError: MNIST is not there and cannot be fetched.
+        TrainingError: the loss or a weight is no longer finite.
+        StoppedError: it was asked to stop.
+        DamagedFileError: ``checkpoint`` is not of a run with its own configuration.
+        OSError: a file cannot be written.
+    """
+    processes = Processes.from_environment()
+    if not processes.is_main:
+        log = silent
+    share_evenly(config, processes)
+    device = resolve_device(config.device, processes)
+    if processes.count > 1:  # those of one machine wait for each other here, not for a message that is overdue
+        ensure_mnist(config.data_folder, silent)
+    with locked(config.files, processes), processes.connected(device):
+        run = prepare_run(config, device, processes, log)
+        run.stop_requested = stop_requested
+        if checkpoint is not None:
+            run.restore(checkpoint)
+        try:
+            run.train()
+            run.save_results()
+        except BaseException as error:
+            # When one process stops, the others lose it in the middle of a step.
+            stopped = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit) or stop_requested()
+            with contextlib.suppress(OSError):  # a full disk or a lost folder: the error under way tells of it
+                run.report.save("interrupted" if stopped else "failed")
+            if stopped and isinstance(error, RuntimeError):
+                raise StoppedError(f"stopped in epoch {run.report.epochs_done}") from None
+            raise
+    return TrainResult(run.result.eval(), run.metrics, config.files)
+
+
+@contextlib.contextmanager
+def locked(files: RunFiles, processes: Processes = ALONE) -> Iterator[None]:
+    """Keep other processes from training under this name into this folder. Ends with the process, however that ends.
+
+    Raises:
+        UsageError: another process does; the message says which.
+    """
+    if not processes.is_main:
+        yield
+        return
+    files.make_folders()
+    lock = FileLock(files.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = "another process"
+        with contextlib.suppress(OSError):
+            owner = f"process {files.lock.read_text(encoding='utf-8')}"
+        raise UsageError(
+            f"name: {owner} is training {files.name} into {files.metrics.parent}; wait for it or choose another --name"
+        ) from None
+    try:
+        files.lock.write_text(str(os.getpid()), encoding="utf-8")
+        files.remove_partial()
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows does not remove an open file
+            files.lock.unlink()
+        lock.release()
