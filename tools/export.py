@@ -5,7 +5,7 @@
 
 A file takes 28x28 grey levels as bytes, uint8 [N, 1, 28, 28], white on black, and returns ten probabilities an
 image, float32 [N, 10]; scaling and normalisation are inside. Quantisation looks at training images alone, and a file
-that loses more than ``--max_drop`` points on other training images gets no name. docs/mobile.md tells how an app runs
+that loses more than ``--max_drop`` points on other training images gets no name. docs/export.md tells how an app runs
 the files.
 """
 

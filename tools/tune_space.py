@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import optuna
 
 # What is searched, in the form of a --space file: a range, a list of choices, or one value that stays. The ranges hold
-# the specification's values and what was good before (configs/, docs/experiments.md), and little more: a study has
+# the specification's values and what was good before (configs/, docs/accuracy.md), and little more: a study has
 # tens of trials, and their noise is of the size of what there is to gain.
 SPACE: dict[str, Any] = {
     "scheduler": ["onecycle", "step"],

@@ -41,7 +41,7 @@ HEARTBEAT, GRACE = 5, 30
 RETRIES = 3  # of a trial whose worker died
 # A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on. Not the worst
 # half, and not sooner: while the rate is high the accuracy says little of what annealing will make of it
-# (docs/experiments.md).
+# (docs/tune.md).
 KEPT_PERCENT = 75.0
 RANDOM_TRIALS = 10  # before the sampler and the pruner have enough to learn from
 CONFIRM_SEED = 1_000_000  # the seeds of --confirm come after this one, the trials' before

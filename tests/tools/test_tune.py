@@ -284,8 +284,8 @@ def test_on_real_mnist_the_settings_reproduce_the_trial(mnist, tmp_path):
 
 
 def test_a_network_of_ones_own(own_network, tiny, tmp_path):
-    readme = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
-    (script,) = re.findall(r"```python\n(# my_tuning\.py\n.*?)```", readme, flags=re.DOTALL)
+    page = (PROJECT_DIR / "docs" / "tune.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(# my_tuning\.py\n.*?)```", page, flags=re.DOTALL)
     (own_network.parent / "my_tuning.py").write_text(script)
     flags = ["--model", "linear", "--trials", "2", "--workers", "2", "--epochs", "1", "--val_split", "100"]
     line = [sys.executable, "my_tuning.py", *flags, "--data_dir", str(tiny), "--output_dir", str(tmp_path)]
