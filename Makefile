@@ -1,6 +1,8 @@
 # make train ARGS="--model 3 --scheduler onecycle"    sets up and trains
 # make web                                            sets up and serves the page: draw, compare, watch
-# make test                                           sets up and tests
+# make test                                           sets up and tests: the first tier, in minutes
+# make test-long                                      the tests that take longer
+# make coverage                                       which lines the first tier runs
 # make evaluate                                       measures the three shipped networks anew
 # make check                                          ruff, clang-format, types
 # make export                                         the three networks' files for phones and browsers
@@ -10,8 +12,10 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
+# A worker a core, of one thread each; one that is done takes over what another has not begun.
+PARALLEL := -n logical --dist worksteal
 
-.PHONY: train test evaluate export web check format clean
+.PHONY: train test test-long coverage evaluate export web check format clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.core
@@ -21,7 +25,14 @@ web: $(VENV)/.tools
 	$(BIN)/python -m tools.web $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "long and not alone" $(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest -m alone $(ARGS)
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PARALLEL) --cov $(ARGS)
 
 evaluate: $(VENV)/.tools
 	$(BIN)/python -m tools.evaluate --name mnist_model_1

@@ -1,22 +1,18 @@
 import contextlib
-import fcntl
+import io
 import os
-import shutil
-import signal
+import resource
 import struct
 import subprocess
 import sys
-import termios
-import time
 
 import pytest
+from conftest import finished
 
 import main as command
 from common.files import PROJECT_DIR
 from imports import torch
 from visualization import load_metrics_json
-
-MAIN = [sys.executable, str(PROJECT_DIR / "main.py")]
 
 
 def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -103,53 +99,41 @@ except SystemExit as exit:
     command_line = [sys.executable, "-c", script, *arguments.split()]
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command_line, cwd=PROJECT_DIR, capture_output=True, check=False)
-        seconds.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == status
-    assert min(seconds) < 0.5
+    assert min(seconds) < 0.5  # of the processor's, whatever else it has to do
 
 
 @pytest.mark.parametrize(
     ("tool", "arguments", "package"),
     [("export", "--model 1", "onnx"), ("tune", "--trials 1", "optuna"), ("web", "--port 0", "uvicorn")],
 )
-def test_a_tool_without_its_package_says_how_to_install_it(tool, arguments, package, tmp_path, shipped_project):
-    script = """
+def test_a_tool_without_its_package_says_how_to_install_it(tool, arguments, package, tmp_path, shipped_project, python):
+    script = f"""
 import runpy, sys
-sys.modules[sys.argv.pop(1)] = None
-runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+sys.modules[{package!r}] = None
+runpy.run_module("tools.{tool}", run_name="__main__", alter_sys=True)
 """
-    shutil.copytree(shipped_project / "outputs", tmp_path / "outputs")
-    command_line = [sys.executable, "-c", script, package, f"tools.{tool}", *arguments.split()]
-    command_line += ["--output_dir", tmp_path, "--data_dir", shipped_project / "data"]
-    done = subprocess.run(command_line, cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
+    folders = ["--output_dir", shipped_project, "--data_dir", shipped_project / "data"]
+    done = finished(python("-c", script, *arguments.split(), *folders))
     assert done.returncode == 1
     line = f"{package} is not installed; pip install -r requirements-tools.txt installs all that the tools need"
     assert done.stderr.strip().splitlines()[-1].endswith(line)
     assert "Traceback" not in done.stderr
 
 
-def test_the_command(tmp_path, tiny_mnist):
-    arguments = [
-        "--model",
-        "3",
-        "--scheduler",
-        "onecycle",
-        "--epochs",
-        "2",
-        "--lr",
-        "0.5",
-        "--name",
-        "mine",
-        "--device",
-        "cpu",
-    ]
-    folders = ["--data_dir", tiny_mnist, "--output_dir", "results"]
-    done = subprocess.run([*MAIN, *arguments, *folders], cwd=tmp_path, capture_output=True, text=True, check=True)
+def test_the_command(tmp_path, tiny, python):
+    flags = "--model 3 --scheduler onecycle --epochs 2 --lr 0.5 --name mine --device cpu".split()
+    main = PROJECT_DIR / "main.py"
+    done = finished(python(main, *flags, "--data_dir", tiny, "--output_dir", "results", cwd=tmp_path))
+    assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0] == "Note: --lr has no effect with --scheduler onecycle; it belongs to step."
     assert "this is not the original MNIST" in lines[1]
+    lines = [line for line in lines if "compiling the CPU kernels" not in line]  # the first time on a machine
     assert lines[2].startswith("EPOCH: 0  - Test Accuracy: ")
     assert lines[3].startswith("EPOCH: 1  - Test Accuracy: ")
     assert lines[4].startswith("mine: 8,650 parameters, test accuracy ")
@@ -165,28 +149,36 @@ def test_the_command(tmp_path, tiny_mnist):
     assert done.stderr == ""  # no bar where there is no terminal
 
 
-def test_the_bar_shows_on_a_terminal(tmp_path, tiny_mnist):
+def test_one_epoch_on_real_mnist(mnist, tmp_path, capsys):
+    """9 s: 60,000 images by one thread. The command against a bar; the long tier has it in bfloat16 and compiled."""
+    folders = ["--data_dir", str(mnist), "--output_dir", str(tmp_path)]
+    assert command.main(["--model", "1", "--scheduler", "onecycle", "--epochs", "1", *folders]) == 0
+    assert load_metrics_json("mnist_model_1", tmp_path)["test_acc"][-1] >= 98.3
+
+
+def test_the_bar_shows_on_a_terminal(tmp_path, tiny, python):
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     terminal, its_end = os.openpty()
     fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))  # rows, columns
-    folders = ["--data_dir", tiny_mnist, "--output_dir", tmp_path / "results"]
+    folders = ["--data_dir", tiny, "--output_dir", tmp_path / "results"]
     env = {**os.environ, "TQDM_MININTERVAL": "0"}
-    process = subprocess.Popen([*MAIN, "--epochs", "1", *folders], env=env, stdout=its_end, stderr=its_end)
+    process = python("main.py", "--epochs", "1", *folders, env=env, terminal=its_end)
     os.close(its_end)
     shown = b""
     with contextlib.suppress(OSError):  # what the end of a terminal's output is on Linux
         while part := os.read(terminal, 65536):
             shown += part
     os.close(terminal)
-    assert process.wait(30) == 0
+    assert process.wait() == 0
     for text in (b"epoch 0:", b"img/s", b"loss=", b"acc=", b"lr=0.0100"):
         assert text in shown
 
 
-def test_a_terminal_without_the_arrow_sign(tmp_path, tiny_mnist):
-    folders = ["--data_dir", tiny_mnist, "--output_dir", tmp_path / "results"]
-    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([*MAIN, "--epochs", "1", *folders], env=env, capture_output=True, text=True, check=True)
-    assert "% ? BEST" in done.stdout
+def test_a_terminal_without_the_arrow_sign(tmp_path, tiny, monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True))
+    assert command.main(["--epochs", "1", "--data_dir", str(tiny), "--output_dir", str(tmp_path)]) == 0
+    assert b"% ? BEST" in shown.getvalue()
 
 
 def test_data_that_cannot_be_had_is_a_failure_in_one_line(tmp_path, tiny_mnist, capsys):
@@ -198,30 +190,16 @@ def test_data_that_cannot_be_had_is_a_failure_in_one_line(tmp_path, tiny_mnist, 
     assert error.count("\n") == 1
 
 
-def test_a_run_that_diverges_is_a_failure_in_one_line(tmp_path, tiny_mnist, capsys):
-    folders = ["--data_dir", str(tiny_mnist), "--output_dir", str(tmp_path / "results")]
+def test_a_run_that_diverges_is_a_failure_in_one_line(tmp_path, tiny, capsys):
+    folders = ["--data_dir", str(tiny), "--output_dir", str(tmp_path / "results")]
     assert command.main(["--scheduler", "onecycle", "--max_lr", "1e20", *folders]) == 1
     error = capsys.readouterr().err
     assert "the loss is" in error
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_the_run(tmp_path, tiny_mnist, signum, status):
-    folders = ["--data_dir", tiny_mnist, "--output_dir", tmp_path]
-    arguments = [*MAIN, "--epochs", "10000", *folders]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert any("EPOCH: 1 " in line for line in process.stdout)
-        process.send_signal(signum)
-        assert process.wait(30) == status
-        assert "Traceback" not in process.stderr.read()
-    metrics = load_metrics_json("mnist_model_1", tmp_path)
-    assert metrics["status"] == "interrupted"
-    assert len(metrics["test_acc"]) >= 2
-
-
-def test_the_config_flag(tmp_path, tiny_mnist, capsys):
-    folders = ["--data_dir", str(tiny_mnist), "--output_dir", str(tmp_path)]
+def test_the_config_flag(tmp_path, tiny, capsys):
+    folders = ["--data_dir", str(tiny), "--output_dir", str(tmp_path)]
     assert command.main(["--config", "reference", "--epochs", "1", *folders]) == 0
     config = load_metrics_json("mnist_model_1", tmp_path)["config"]
     assert (config["scheduler"], config["epochs"]) == ("onecycle", 1)
