@@ -60,6 +60,7 @@ class ForkServer:
     def close(self) -> None:
         if sys.platform == "linux":
             self.orders.close()
+            self.process.kill()
             self.process.wait(SECONDS)
 
 
@@ -143,10 +144,12 @@ class Forked:
 
     def end(self) -> None:
         """Kill it and all that it started, whatever became of them."""
+        if self.answers.closed:
+            return
         with contextlib.suppress(OSError):
             self.keeper.shutdown(socket.SHUT_WR)
-        while self.answers.readline():  # until the keeper is done
-            pass
+        while line := self.answers.readline():  # until the keeper is done
+            self.returncode = int(line)
         for stream in (self.answers, self.keeper, self.stdout, self.stderr):
             stream.close()
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import contents
+from forking import SECONDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +19,6 @@ import training.train
 from common.files import PROJECT_DIR, UsageError
 from training.config import TrainConfig
 from training.report import TrainingError
-from training.run import StoppedError
-from training.train import train_and_evaluate
 
 VALUES = st.one_of(
     st.sampled_from(["1", "2", "3", "4", "0", "-1", "1e9", "nan", "inf", "1.5", "0.1", "", " ", "true", "None"]),
@@ -53,25 +53,13 @@ ARGUMENTS = st.lists(
 ).map(lambda parts: [word for part in parts for word in part])
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """A folder with a finished run, mnist_model_1, and one that was stopped in its second epoch, run."""
-    from conftest import make_tiny_mnist, write_sums
-
-    folder = tmp_path_factory.mktemp("property")
-    raw = folder / "data" / "MNIST" / "raw"
-    make_tiny_mnist(raw)
-    write_sums(raw)
-    settings = {"epochs": 2, "device": "cpu", "data_dir": str(folder / "data"), "output_dir": str(folder / "results")}
-    train_and_evaluate(TrainConfig(**settings), lambda line: None)
-    asked = iter(range(100))
-    with pytest.raises(StoppedError):
-        train_and_evaluate(TrainConfig(name="run", **settings), lambda line: None, None, lambda: next(asked) == 4)
-    return folder / "results"
-
-
-def contents(root: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+@pytest.fixture
+def results(a_finished_run, a_stopped_run, tmp_path):
+    """A folder with a finished run, mnist_model_1, and one that was stopped, run."""
+    folder = shutil.copytree(a_stopped_run, tmp_path / "results")
+    for ending in ("_params.pth", "_metrics.json", "_checkpoint.pth", "_checkpoint_before.pth", ".log"):
+        shutil.copy(a_finished_run / "outputs" / f"run{ending}", folder / "outputs" / f"mnist_model_1{ending}")
+    return folder
 
 
 def holds(status: int, out: str, error: str, root: Path, before: dict[Path, bytes]) -> None:
@@ -94,8 +82,9 @@ def ended(arguments: list[str]) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("outcome", ["finishes", "fails", "is a mistake"])
-def test_any_arguments_in_process(results, outcome):
-    """200 lists: 80 of a training that ends well, the others of one that does not."""
+@pytest.mark.parametrize("lists", [20, pytest.param(80, marks=pytest.mark.long)])
+def test_any_arguments_in_process(results, outcome, lists):
+    """Of a training that ends well, and of those that do not."""
 
     def stub(config, **kwargs):
         assert isinstance(config, TrainConfig)
@@ -108,7 +97,7 @@ def test_any_arguments_in_process(results, outcome):
 
     before = contents(results)
 
-    @settings(max_examples=80 if outcome == "finishes" else 60, deadline=None, derandomize=True, database=None,
+    @settings(max_examples=lists, deadline=None, derandomize=True, database=None,
               suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
     @given(ARGUMENTS)
     def every(arguments):
@@ -119,20 +108,19 @@ def test_any_arguments_in_process(results, outcome):
     every()
 
 
-def test_any_arguments_as_real_processes(results, tmp_path):
+@pytest.mark.long
+def test_any_arguments_as_real_processes(results):
     """10 lists, none of which a training can come of: its data does not exist and cannot be fetched."""
-    copy = tmp_path / "results"
-    shutil.copytree(results, copy)
-    before = contents(copy)
+    before = contents(results)
 
     @settings(max_examples=10, deadline=None, derandomize=True, database=None)
     @given(ARGUMENTS)
     def every(arguments):
         words = [word.encode("utf-8", "surrogateescape") for word in arguments]
-        words += [b"--output_dir", bytes(copy), b"--data_dir", b"/proc/no/such/folder"]
+        words += [b"--output_dir", bytes(results), b"--data_dir", b"/proc/no/such/folder"]
         done = subprocess.run(
-            [sys.executable, PROJECT_DIR / "main.py", *words], capture_output=True, check=False, timeout=60
+            [sys.executable, PROJECT_DIR / "main.py", *words], capture_output=True, check=False, timeout=SECONDS
         )
-        holds(done.returncode, done.stdout.decode(), done.stderr.decode(), copy, before)
+        holds(done.returncode, done.stdout.decode(), done.stderr.decode(), results, before)
 
     every()

@@ -2,18 +2,16 @@
 
 import json
 import pickle
-import shutil
 from pathlib import Path
 
 import pytest
+from conftest import contents
 
 import main as command
 from common.files import DamagedFileError, RunFiles, UsageError
 from imports import torch
 from model_strategy import get_strategy
 from models import model_v1
-from training.config import TrainConfig
-from training.train import train_and_evaluate
 from visualization import load_metrics_json, load_model_params
 
 
@@ -27,30 +25,9 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a finished run of two epochs."""
-    from conftest import make_tiny_mnist, write_sums
-
-    folder = tmp_path_factory.mktemp("finished")
-    raw = folder / "data" / "MNIST" / "raw"
-    make_tiny_mnist(raw)
-    write_sums(raw)
-    config = TrainConfig(
-        name="run", epochs=2, device="cpu", data_dir=str(folder / "data"), output_dir=str(folder / "results")
-    )
-    train_and_evaluate(config, lambda line: None)
-    return folder
-
-
 @pytest.fixture
-def files(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "copy")
-    return RunFiles("run", tmp_path / "copy" / "results")
-
-
-def contents(root: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+def files(finished_run):
+    return finished_run
 
 
 def truncate(path: Path, mark: Path) -> None:
@@ -221,14 +198,13 @@ def swap(raw: Path) -> None:
     ],
     ids=["truncated", "flipped", "web page", "swapped"],
 )
-def test_data_of_ones_own_that_changed_is_told_before_a_batch(files, capsys, damage, named):
-    data = files.root.parent / "data"
-    damage(data / "MNIST" / "raw")
-    before = contents(files.root.parent)
-    arguments = ["--data_dir", str(data), "--output_dir", str(files.root), "--name", "run"]
+def test_data_of_ones_own_that_changed_is_told_before_a_batch(files, tiny_mnist, capsys, damage, named):
+    damage(tiny_mnist / "MNIST" / "raw")
+    before = contents(tiny_mnist.parent)
+    arguments = ["--data_dir", str(tiny_mnist), "--output_dir", str(files.root), "--name", "run"]
     assert command.main(arguments) == 1
     captured = capsys.readouterr()
     assert named in captured.err
     assert captured.err.count("\n") == 1
     assert "EPOCH" not in captured.out
-    assert contents(files.root.parent) == before
+    assert contents(tiny_mnist.parent) == before

@@ -33,12 +33,15 @@ def test_committed_outputs_are_those_of_one_clean_run(name: str) -> None:
     assert all(output.name == "stdout" for output in outputs if output.output_type == "stream")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", ["Mnsit_v4", *(pytest.param(name, marks=pytest.mark.long) for name in ("Mnsit_v5", "Mnsit_v6"))]
+)
 def test_notebook_runs_on_the_shipped_network(name: str, shipped_project: Path) -> None:
+    """10 s: a kernel of its own, which loads PyTorch, trains a little and evaluates."""
     committed, executed = read(name), read(name)
     folder = {"metadata": {"path": str(shipped_project / "notebooks")}}
     # raises if a cell does
-    NotebookClient(executed, timeout=120, kernel_name="python3", resources=folder).execute()
+    NotebookClient(executed, timeout=600, kernel_name="python3", resources=folder).execute()
 
     # within one image of the 10,000: another processor rounds otherwise
     accuracy = load_metrics_json(RUNS[name], shipped_project)["test_acc"][-1]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from common.files import PROJECT_DIR, RunFiles
-from data_utils import load_images
 from imports import torch
 from model_strategy import get_strategy
 from tools.ensemble import load_ensemble
@@ -38,6 +37,7 @@ def accuracy_from_the_files(name, raw, output_dir) -> float:
 
 @pytest.fixture(scope="module")
 def accuracies(mnist, shipped_project) -> dict[str, float]:
+    """4 s: what all else rests on, so it is held at every change, on all test images."""
     return {name: accuracy_from_the_files(name, mnist / "MNIST" / "raw", shipped_project) for name in NAMES}
 
 
@@ -65,11 +65,12 @@ def test_trained_by_the_command_as_the_docs_say(name, shipped_project):
     assert len(metrics["train_losses"]) == 15 * math.ceil(60_000 / config.batch_size)
 
 
-def test_the_ensemble_is_as_good_as_its_file_says(mnist, shipped_project):
+@pytest.mark.long
+def test_the_ensemble_is_as_good_as_its_file_says(test_set, shipped_project):
     facts = json.loads((shipped_project / "outputs" / "ensemble.json").read_text(encoding="utf-8"))
     ensemble = load_ensemble("ensemble", shipped_project)
     assert count_parameters(ensemble) == facts["parameters"]
-    images, labels = load_images(mnist, train=False)
+    images, labels = test_set
     said = predict(ensemble, as_input(images, torch.device("cpu")))
     accuracy = 100 * (said.argmax(1) == labels).float().mean().item()
     assert accuracy == pytest.approx(facts["accuracy"], abs=0.011)

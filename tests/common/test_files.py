@@ -61,7 +61,7 @@ def test_files_of_a_run(tmp_path):
     assert files.checkpoint == tmp_path / "outputs" / "mnist_model_1_checkpoint.pth"
     assert files.summary == tmp_path / "summaries" / "mnist_model_1_summary.txt"
     assert files.plot == tmp_path / "plots" / "mnist_model_1.png"
-    assert RunFiles("x").root == PROJECT_DIR == Path(__file__).parent.parent
+    assert RunFiles("x").root == PROJECT_DIR == Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", ".hidden", "a b", "x\n", "n" * 101, "-x", "a\0"])
