@@ -88,7 +88,7 @@ class Forked:
         streams: list[IO[str]] = []
         for _ in range(2):
             mine, theirs = os.pipe()
-            streams.append(open(mine, encoding="utf-8", errors="replace"))
+            streams.append(os.fdopen(mine, encoding="utf-8", errors="replace"))
             ends.append(theirs)
         self.stdout, self.stderr = streams
         self.keeper, keepers = socket.socketpair()
@@ -219,7 +219,7 @@ def become(order: dict, stdout: int, stderr: int) -> NoReturn:
             os.dup2(descriptor, place)
             os.close(descriptor)
         sys.stdout, sys.stderr = (
-            open(place, "w", encoding="utf-8", errors=errors, closefd=False, buffering=1 if os.isatty(place) else -1)
+            os.fdopen(place, "w", 1 if os.isatty(place) else -1, "utf-8", errors, closefd=False)
             for place, errors in ((1, "strict"), (2, "backslashreplace"))
         )
         os.environ.clear()

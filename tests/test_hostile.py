@@ -8,7 +8,7 @@ import pytest
 from conftest import contents
 
 import main as command
-from common.files import DamagedFileError, RunFiles, UsageError
+from common.files import DamagedFileError, UsageError
 from imports import torch
 from model_strategy import get_strategy
 from models import model_v1

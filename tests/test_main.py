@@ -128,9 +128,10 @@ runpy.run_module("tools.{tool}", run_name="__main__", alter_sys=True)
 
 
 def test_the_command(tmp_path, tiny, python):
-    flags = "--model 3 --scheduler onecycle --epochs 2 --lr 0.5 --name mine --device cpu".split()
+    flags = ["--model", "3", "--scheduler", "onecycle", "--epochs", "2", "--lr", "0.5", "--name", "mine"]
+    flags += ["--device", "cpu", "--data_dir", tiny, "--output_dir", "results"]
     main = PROJECT_DIR / "main.py"
-    done = finished(python(main, *flags, "--data_dir", tiny, "--output_dir", "results", cwd=tmp_path))
+    done = finished(python(main, *flags, cwd=tmp_path))
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0] == "Note: --lr has no effect with --scheduler onecycle; it belongs to step."

@@ -1,7 +1,5 @@
-import subprocess
-import sys
-
 import pytest
+from conftest import finished
 
 import model_strategy
 from common.files import PROJECT_DIR
@@ -42,14 +40,14 @@ def test_a_strategy_without_a_network_is_refused():
         ModelStrategy()  # type: ignore[abstract]
 
 
-def test_the_command_trains_a_network_of_ones_own(tmp_path, tiny_mnist, own_network):
-    command = [sys.executable, own_network, "--model", "linear", "--epochs", "2"]
-    folders = ["--data_dir", tiny_mnist, "--output_dir", tmp_path / "results"]
+def test_the_command_trains_a_network_of_ones_own(tmp_path, tiny, own_network, python):
+    folders = ["--data_dir", tiny, "--output_dir", tmp_path / "results"]
     env = {"PYTHONPATH": str(PROJECT_DIR), "PATH": ""}
-    done = subprocess.run([*command, *folders], env=env, capture_output=True, text=True, check=True)
+    done = finished(python(own_network, "--model", "linear", "--epochs", "2", *folders, env=env))
+    assert done.returncode == 0, done.stderr
     assert "mnist_model_linear: 7,850 parameters" in done.stdout
     assert load_metrics_json("mnist_model_linear", tmp_path / "results")["status"] == "finished"
     # the same main.py still names all it knows
-    wrong = subprocess.run([*command[:2], "--model", "cubic"], env=env, capture_output=True, text=True, check=False)
+    wrong = finished(python(own_network, "--model", "cubic", env=env))
     assert wrong.returncode == 2
     assert "choose from 1, 2, 3, linear" in wrong.stderr

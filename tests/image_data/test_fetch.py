@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import make_tiny_mnist, sums_of
 
-from common.files import PROJECT_DIR, UsageError
+from common.files import UsageError
 from image_data import fetch
 from image_data.fetch import MNIST_SHA256, DataError, ensure_mnist
 from imports import datasets
@@ -199,24 +199,18 @@ def test_a_folder_that_cannot_be_written(origin, tmp_path):
         ensure_mnist(tmp_path / "data")
 
 
-TWO_AT_ONCE = """
+def test_two_processes_at_once(server, origin, tmp_path, python):
+    url, _, requests = server
+    script = f"""
 import sys
 from image_data import fetch
 from imports import datasets
-from conftest import sums_of
-from pathlib import Path
-fetch.MNIST_SHA256 = sums_of(Path(sys.argv[1]))
-datasets.MNIST.mirrors = [sys.argv[2]]
-fetch.ensure_mnist(sys.argv[3])
+fetch.MNIST_SHA256 = {sums_of(origin)}
+datasets.MNIST.mirrors = ["{url}/good/"]
+fetch.ensure_mnist(sys.argv[1])
 """
-
-
-def test_two_processes_at_once(server, origin, tmp_path):
-    url, _, requests = server
-    arguments = [sys.executable, "-c", TWO_AT_ONCE, origin, f"{url}/good/", tmp_path / "data"]
-    env = {**os.environ, "PYTHONPATH": f"{PROJECT_DIR}{os.pathsep}{PROJECT_DIR / 'tests'}"}
-    both = [subprocess.Popen(arguments, env=env) for _ in range(2)]
-    assert [process.wait(60) for process in both] == [0, 0]
+    both = [python("-c", script, tmp_path / "data") for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
     assert_complete(tmp_path / "data" / "MNIST" / "raw", origin)
     assert len(requests) == 4  # the second waited for the first
 

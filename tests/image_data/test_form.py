@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw, ImageFilter
 
-from data_utils import load_images
 from image_data import form
 from image_data.form import EmptyImageError, ImageError, TooLargeError, read_grey, to_mnist
 from tools.web.measure import placed
@@ -65,9 +64,9 @@ def test_mass_and_not_the_box_is_centred():
 
 
 @pytest.mark.parametrize("index", range(0, 60, 6))
-def test_real_digits_come_back(mnist, index):
+def test_real_digits_come_back(test_set, index):
     """A test image drawn ten times as large is brought back to itself, but for its faintest edges."""
-    digit = load_images(mnist, train=False)[0][index].numpy()
+    digit = test_set[0][index].numpy()
     large = np.kron(digit, np.ones((10, 10), dtype=np.uint8))
     again = to_mnist(large)
     shifts = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]  # MNIST's own rounding of the centre is not known
@@ -75,8 +74,8 @@ def test_real_digits_come_back(mnist, index):
     assert nearest < 4
 
 
-def test_the_same_digit_however_it_lies_and_is_inked(mnist):
-    digit = load_images(mnist, train=False)[0][0].numpy()
+def test_the_same_digit_however_it_lies_and_is_inked(test_set):
+    digit = test_set[0][0].numpy()
     large = np.kron(digit, np.ones((6, 6), dtype=np.uint8))
     reference = to_mnist(placed(large))
     for x, y in [(0, 0), (1, 0), (0, 1), (1, 1)]:

@@ -188,6 +188,7 @@ def test_two_draws_of_one_seed_are_the_same_and_the_next_is_another():
     assert not torch.equal(block(x) == 0, first == 0)
 
 
+@pytest.mark.long
 @needs_compiler
 @pytest.mark.parametrize("amp", [False, True])
 def test_compiled_block_is_the_block(amp):
@@ -209,6 +210,7 @@ def test_compiled_block_is_the_block(amp):
         torch.testing.assert_close(mine, theirs, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.long
 @needs_compiler
 def test_compiled_gradients_are_those_of_what_was_kept():
     torch.manual_seed(0)
@@ -249,6 +251,7 @@ def test_the_compiler_knows_the_layout_of_what_is_pooled(layout):
     torch.library.opcheck(operation, (x, 2), test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.long
 @needs_compiler
 @pytest.mark.parametrize("amp", [False, True])
 def test_compiled_transition_is_the_transition(amp):

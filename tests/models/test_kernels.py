@@ -1,13 +1,10 @@
 import copy
 import os
 import shutil
-import subprocess
-import sys
-import threading
 
 import pytest
+from conftest import finished
 
-from common.files import PROJECT_DIR
 from imports import nn, torch
 from models import kernels, model_v1, model_v2, model_v3
 from models.blocks import ConvBlock, Stem, Transition, run_stages
@@ -97,7 +94,8 @@ def test_a_block_is_its_layers(lanes, inputs, outputs, side, padding):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("network", "compiled"), [(model_v1, False), (model_v2, False), (model_v3, False), (model_v3, True)]
+    ("network", "compiled"),
+    [(model_v1, False), (model_v2, False), (model_v3, False), pytest.param(model_v3, True, marks=pytest.mark.long)],
 )
 def test_a_network_is_its_layers(lanes, network, compiled):
     torch.manual_seed(0)
@@ -139,7 +137,7 @@ def test_the_first_of_equal_pixels_is_pooled(lanes):
 
 
 @needs_compiler
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_dropout_drops_others_every_time_and_keeps_the_scale(lanes, compiled):
     torch.manual_seed(0)
     p, images = 0.1, 8 * lanes
@@ -332,8 +330,8 @@ def test_a_network_in_evaluation_never_uses_them(lanes):
 
 
 @needs_compiler
-def test_a_run_says_whether_it_used_them(lanes, tiny_mnist, tmp_path):
-    settings = {"epochs": 1, "data_dir": str(tiny_mnist), "output_dir": str(tmp_path), "device": "cpu"}
+def test_a_run_says_whether_it_used_them(lanes, tiny, tmp_path):
+    settings = {"epochs": 1, "data_dir": str(tiny), "output_dir": str(tmp_path), "device": "cpu"}
     results, lines = {}, []
     for name, others in {"with": {}, "without": {"kernels": False}, "odd": {"batch_size": 60}}.items():
         config = TrainConfig(**{**settings, "batch_size": 64, **others}, name=name)
@@ -348,34 +346,25 @@ def test_a_run_says_whether_it_used_them(lanes, tiny_mnist, tmp_path):
 # Having them
 
 
-def load_in_a_process(cache, **env):
-    """Load them with nothing but ``cache``; what the process printed."""
-    code = "from models.kernels import load_kernels; load_kernels(print); print('loaded')"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=PROJECT_DIR,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), "CXX": "c++", **env},
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout + done.stderr
+LOAD = "from models.kernels import load_kernels; load_kernels(print); print('loaded')"
 
 
+@pytest.mark.long
 @needs_compiler
-def test_they_are_compiled_once_even_by_several_processes_and_anew_when_damaged(tmp_path):
-    outputs: list[str] = []
-    threads = [threading.Thread(target=lambda: outputs.append(load_in_a_process(tmp_path))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def test_they_are_compiled_once_even_by_several_processes_and_anew_when_damaged(tmp_path, python):
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": "c++"}
+
+    def load() -> str:
+        return finished(python("-c", LOAD, env=env)).stdout
+
+    outputs = [finished(process).stdout for process in [python("-c", LOAD, env=env) for _ in range(2)]]
     assert all(output.endswith("loaded\n") for output in outputs)
     assert sum("compiling" in output for output in outputs) == 1
-    assert load_in_a_process(tmp_path) == "loaded\n"
+    assert load() == "loaded\n"
     (library,) = (tmp_path / "small_networks").glob("*.so")
     library.write_bytes(library.read_bytes()[:1000])
-    assert load_in_a_process(tmp_path).startswith("Note: compiling the CPU kernels")
-    assert load_in_a_process(tmp_path) == "loaded\n"
+    assert load().startswith("Note: compiling the CPU kernels")
+    assert load() == "loaded\n"
 
 
 @pytest.mark.parametrize(
@@ -387,8 +376,12 @@ def test_they_are_compiled_once_even_by_several_processes_and_anew_when_damaged(
         ({"XDG_CACHE_HOME": "/dev/null"}, "Not a directory: '/dev/null/small_networks"),
     ],
 )
-def test_why_they_cannot_be_had_is_told_in_one_line(tmp_path, env, reason):
-    output = load_in_a_process(tmp_path, **env)
-    assert output.splitlines()[-1].startswith("models.kernels.KernelsError: ")
-    assert reason in output.splitlines()[-1]
+def test_why_they_cannot_be_had_is_told_in_one_line(tmp_path, monkeypatch, env, reason):
+    monkeypatch.setattr(kernels, "_lanes", 0)  # as if they had not been loaded
+    for name, value in {"XDG_CACHE_HOME": str(tmp_path), "CXX": "c++", **env}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(kernels.KernelsError) as caught:
+        kernels.load_kernels(print)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.so"))

@@ -1,13 +1,12 @@
 import os
 import platform
-import resource
 import shutil
-import subprocess
-import sys
 
 import pytest
+from conftest import finished
 
-from common.files import PROJECT_DIR, UsageError
+import main as command
+from common.files import UsageError
 from imports import nn, torch
 from models import model_v1
 from training import setup
@@ -41,6 +40,7 @@ def test_bfloat16_is_asked_of_the_processor(monkeypatch):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc: nothing is set")
 def test_glibc_keeps_freed_memory():
+    resource = pytest.importorskip("resource")
     assert keep_freed_memory()
     # a buffer of 8 MiB that is freed and taken again costs no page faults: the kernel never got it back
     for _ in range(3):
@@ -70,53 +70,42 @@ def test_a_compilation_that_fails_is_told_once_and_the_run_goes_on(monkeypatch):
     assert lines == ["Note: torch.compile does not work here, so the run goes on without: no compiler"]
 
 
-def command(tmp_path, tiny_mnist, *flags: str, **env: str) -> "subprocess.CompletedProcess[str]":
-    arguments = [
-        "--epochs",
-        "2",
-        "--batch_size",
-        "60",
-        "--device",
-        "cpu",
-        "--data_dir",
-        str(tiny_mnist),
-        "--output_dir",
-        str(tmp_path),
-    ]
-    return subprocess.run(
-        [sys.executable, str(PROJECT_DIR / "main.py"), *arguments, *flags],
-        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), **env},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def flags(data_dir, output_dir) -> list[str]:
+    """Of two epochs by the command."""
+    folders = ["--data_dir", str(data_dir), "--output_dir", str(output_dir)]
+    return ["--epochs", "2", "--batch_size", "60", *folders]
 
 
-def test_without_a_compiler_the_command_goes_on_and_says_so(tmp_path, tiny_mnist):
-    done = command(tmp_path, tiny_mnist, "--compile", CXX="/nonexistent/c++")
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_without_a_compiler_the_command_goes_on_and_says_so(tmp_path, tiny, python, compile):
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": "/nonexistent/c++"}
+    done = finished(python("main.py", *flags(tiny, tmp_path), *["--compile"] * compile, "--device", "cpu", env=env))
+    assert done.returncode == 0, done.stderr
     assert "Note: without the CPU kernels, so slower: " in done.stdout
-    assert "Note: torch.compile does not work here" in done.stdout
+    assert ("Note: torch.compile does not work here" in done.stdout) == compile
     metrics = load_metrics_json("mnist_model_1", tmp_path)
     assert metrics["status"] == "finished"
     assert metrics["environment"]["kernels"] is False
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here: --compile has no effect")
 @pytest.mark.skipif(not has_bfloat16(CPU), reason="this processor has no bfloat16: --amp has no effect here")
-def test_amp_and_compile_leave_the_same_kind_of_files(tmp_path, tiny_mnist):
-    done = command(tmp_path, tiny_mnist, "--amp", "--compile")
-    assert "Note: torch.compile" not in done.stdout
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_amp_and_compile_leave_the_same_kind_of_files(tmp_path, tiny, capsys, compile):
+    if compile and shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler here: --compile has no effect")
+    assert command.main([*flags(tiny, tmp_path), "--device", "cpu", "--amp", *["--compile"] * compile]) == 0
+    assert "Note: torch.compile" not in capsys.readouterr().out
     model = load_model_params(model_v1.Net(), "mnist_model_1", tmp_path)
     assert {value.dtype for key, value in model.state_dict().items() if "tracked" not in key} == {torch.float32}
     metrics = load_metrics_json("mnist_model_1", tmp_path)
-    assert metrics["config"]["amp"] is metrics["config"]["compile"] is True
+    assert (metrics["config"]["amp"], metrics["config"]["compile"]) == (True, compile)
     assert metrics["train_losses"][-1] < metrics["train_losses"][0]
 
 
-def test_amp_without_bfloat16_is_said(tmp_path, tiny_mnist, monkeypatch):
+def test_amp_without_bfloat16_is_said(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(setup, "has_bfloat16", lambda device: False)
     lines: list[str] = []
-    config = TrainConfig(epochs=1, amp=True, data_dir=str(tiny_mnist), output_dir=str(tmp_path))
+    config = TrainConfig(epochs=1, amp=True, data_dir=str(tiny), output_dir=str(tmp_path))
     run = prepare_run(config, CPU, log=lines.append)
     assert not run.step.amp
     assert "Note: --amp has no effect: cpu here has no bfloat16 of its own." in lines
@@ -124,8 +113,8 @@ def test_amp_without_bfloat16_is_said(tmp_path, tiny_mnist, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here: the CUDA paths are not tested")
 class TestCuda:
-    def test_a_step_never_waits_for_the_gpu(self, tiny_mnist, tmp_path):
-        config = TrainConfig(batch_size=30, device="cuda", data_dir=str(tiny_mnist), output_dir=str(tmp_path))
+    def test_a_step_never_waits_for_the_gpu(self, tiny, tmp_path):
+        config = TrainConfig(batch_size=30, device="cuda", data_dir=str(tiny), output_dir=str(tmp_path))
         run = prepare_run(config, resolve_device("cuda"))
         with run.report.epoch(run.data.train_size):
             run.train_batches(run.data.train)  # cuDNN tries its algorithms
@@ -137,8 +126,8 @@ class TestCuda:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-    def test_the_command_on_the_gpu(self, tiny_mnist, tmp_path):
-        command(tmp_path, tiny_mnist, "--amp", "--device", "cuda")
+    def test_the_command_on_the_gpu(self, tiny, tmp_path):
+        assert command.main([*flags(tiny, tmp_path), "--amp", "--device", "cuda"]) == 0
         metrics = load_metrics_json("mnist_model_1", tmp_path)
         assert metrics["environment"]["device"] == torch.cuda.get_device_name(0)
         assert len(metrics["train_losses"]) == 10
@@ -159,8 +148,8 @@ def test_deterministic_algorithms_on_request(monkeypatch):
         torch.backends.cudnn.benchmark = benchmark
 
 
-def test_deterministic_on_a_cpu_is_said_to_change_nothing(tmp_path, tiny_mnist):
+def test_deterministic_on_a_cpu_is_said_to_change_nothing(tmp_path, tiny):
     lines = []
-    config = TrainConfig(epochs=1, device="cpu", deterministic=True, data_dir=str(tiny_mnist), output_dir=str(tmp_path))
+    config = TrainConfig(epochs=1, device="cpu", deterministic=True, data_dir=str(tiny), output_dir=str(tmp_path))
     prepare_run(config, CPU, log=lines.append)
     assert "Note: --deterministic changes nothing on a CPU: a run there is always the same." in lines

@@ -1,4 +1,4 @@
-"""Training under torchrun, by real processes on this machine."""
+"""Training by two processes on this machine: started one by one in the first tier, by torchrun in the other."""
 
 import hashlib
 import os
@@ -7,10 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
-from conftest import make_tiny_mnist, write_sums
+from conftest import finished, make_tiny_data
 
 from common.files import PROJECT_DIR
 from data_utils import load_data
@@ -19,42 +18,54 @@ from training.config import TrainConfig
 from training.processes import Processes
 from visualization import load_metrics_json
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+MAIN = PROJECT_DIR / "main.py"
+TORCHRUN = ["-m", "torch.distributed.run"]
+STANDALONE = ["--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture
 def data(tmp_path):
     """305 images: the last of the batches of 50 has 5, which two processes share as 3 and 2."""
-    raw = tmp_path / "data" / "MNIST" / "raw"
-    make_tiny_mnist(raw, train=305)
-    write_sums(raw)
-    return tmp_path / "data"
+    return make_tiny_data(tmp_path / "data", train=305)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(PROJECT_DIR), "OMP_NUM_THREADS": "1"}
+def flags_of(data, output_dir, *others) -> list[str]:
+    """Of two epochs of batches of 50, if ``others`` do not say otherwise."""
+    folders = ["--data_dir", str(data), "--output_dir", str(output_dir)]
+    return ["--epochs", "2", "--batch_size", "50", "--device", "cpu", *folders, *others]
 
 
-def train(launcher, data, output_dir, *flags, script=PROJECT_DIR / "main.py") -> "subprocess.CompletedProcess[str]":
-    arguments = [
-        "--epochs",
-        "2",
-        "--batch_size",
-        "50",
-        "--device",
-        "cpu",
-        "--data_dir",
-        data,
-        "--output_dir",
-        output_dir,
-        *flags,
-    ]
-    command = [*launcher, script, *arguments]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=180)
+def environment(**others: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(PROJECT_DIR), **others}
 
 
-def two_processes() -> list[str]:
-    return [*TORCHRUN, "--standalone", "--nproc-per-node=2"]
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def one_by_one(python, *arguments: object) -> list:
+    """Two processes of what torchrun calls a worker group, which meet without it."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test"}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"} for rank in "01"]
+    return [python(*arguments, env=environment(**meeting, **rank)) for rank in ranks]
+
+
+def by_torchrun(python, *arguments: object) -> list:
+    return [python(*TORCHRUN, *STANDALONE, *arguments, env=environment())]
+
+
+@pytest.fixture(params=[one_by_one, pytest.param(by_torchrun, marks=pytest.mark.long)], ids=["alone", "torchrun"])
+def train(request, python):
+    """Runs a script by two processes. Returns whether they succeeded, and what they printed together."""
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        done = [finished(process) for process in request.param(python, *arguments)]
+        out, err = ("".join(parts) for parts in zip(*((one.stdout, one.stderr) for one in done), strict=True))
+        return subprocess.CompletedProcess(arguments, max(abs(one.returncode) for one in done), out, err)
+
+    return run
 
 
 @pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
@@ -83,11 +94,10 @@ def test_part_weights_make_the_mean_of_means_the_mean():
     assert weights[0][0] == weights[1][0] == 1.0
 
 
-def test_two_processes_train_what_one_trains(data, tmp_path, own_network):
+def test_two_processes_train_what_one_trains(data, tmp_path, own_network, python, train):
     """On a network without BatchNorm and dropout, where it makes no difference who computes what."""
-    flags = ["--model", "linear", "--val_split", "20"]
-    for name, launcher in (("one", [sys.executable]), ("two", two_processes())):
-        done = train(launcher, data, tmp_path / name, *flags, script=own_network)
+    one, two = (flags_of(data, tmp_path / n, "--model", "linear", "--val_split", "20") for n in ("one", "two"))
+    for done in (finished(python(own_network, *one, env=environment())), train(own_network, *two)):
         assert done.returncode == 0, done.stderr
     one, two = (load_metrics_json("mnist_model_linear", tmp_path / name) for name in ("one", "two"))
     assert (one["environment"]["processes"], two["environment"]["processes"]) == (1, 2)
@@ -97,19 +107,13 @@ def test_two_processes_train_what_one_trains(data, tmp_path, own_network):
     torch.testing.assert_close(*weights)
 
 
-def test_one_process_speaks_and_writes_and_the_seed_decides(data, tmp_path):
+def test_one_process_speaks_and_writes_and_the_seed_decides(data, tmp_path, train):
     digests = []
     for name in ("first", "again"):
-        done = train(two_processes(), data, tmp_path / name, "--lr", "0.02", "--max_lr", "0.5", "--batch_size", "64")
+        done = train(MAIN, *flags_of(data, tmp_path / name, "--lr", "0.02", "--max_lr", "0.5", "--batch_size", "64"))
         assert done.returncode == 0, done.stderr
-        for pattern in (
-            "Note: --max_lr",
-            "not the original",
-            "EPOCH: 0 ",
-            "EPOCH: 1 ",
-            "7,720 parameters",
-            "  params ",
-        ):
+        said = ("Note: --max_lr", "not the original", "EPOCH: 0 ", "EPOCH: 1 ", "7,720 parameters", "  params ")
+        for pattern in said:
             assert len(re.findall(pattern, done.stdout)) == 1, pattern
         params = tmp_path / name / "outputs" / "mnist_model_1_params.pth"
         digests.append(hashlib.sha256(params.read_bytes()).hexdigest())
@@ -126,67 +130,41 @@ def test_one_process_speaks_and_writes_and_the_seed_decides(data, tmp_path):
         (["--epochs", "0"], "epochs: 0 is not allowed"),
     ],
 )
-def test_a_mistake_is_told(data, tmp_path, flags, message):
-    done = train(two_processes(), data, tmp_path / "results", *flags)
+def test_a_mistake_is_told(data, tmp_path, train, flags, message):
+    done = train(MAIN, *flags_of(data, tmp_path / "results", *flags))
     assert done.returncode != 0
     assert re.search(rf"main.py: error: .*{message}", done.stderr)
     assert not list(tmp_path.rglob("*.pth"))
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def test_two_agents_meet_as_two_machines_would(data, tmp_path):
+@pytest.mark.long
+def test_two_agents_meet_as_two_machines_would(data, tmp_path, python):
     agent = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=test"]
     agent += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
-    arguments = [
-        "--epochs",
-        "1",
-        "--batch_size",
-        "50",
-        "--device",
-        "cpu",
-        "--data_dir",
-        data,
-        "--output_dir",
-        tmp_path / "results",
-    ]
-    agents = [
-        subprocess.Popen([*agent, PROJECT_DIR / "main.py", *arguments], env=environment(), stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    printed = [process.communicate(timeout=120)[0].decode() for process in agents]
-    assert [process.returncode for process in agents] == [0, 0]
-    assert sum("7,720 parameters" in text for text in printed) == 1
+    arguments = flags_of(data, tmp_path / "results", "--epochs", "1")
+    agents = [python(*agent, MAIN, *arguments, env=environment()) for _ in range(2)]
+    done = [finished(process) for process in agents]
+    assert [one.returncode for one in done] == [0, 0]
+    assert sum("7,720 parameters" in one.stdout for one in done) == 1
     assert load_metrics_json("mnist_model_1", tmp_path / "results")["environment"]["processes"] == 2
 
 
-def test_when_one_process_dies_the_others_end(data, tmp_path):
-    arguments = [
-        "--epochs",
-        "100000",
-        "--batch_size",
-        "50",
-        "--device",
-        "cpu",
-        "--data_dir",
-        data,
-        "--output_dir",
-        tmp_path / "results",
-    ]
-    with subprocess.Popen(
-        [*two_processes(), PROJECT_DIR / "main.py", *arguments],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as launcher:
-        assert any("EPOCH: 1 " in line for line in launcher.stdout)
-        os.kill(load_metrics_json("mnist_model_1", tmp_path / "results")["pid"], signal.SIGKILL)
-        began = time.monotonic()
-        assert launcher.wait(60) != 0
-        assert time.monotonic() - began < 45
-        assert "SIGKILL" in launcher.stderr.read()
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_when_one_process_dies_the_other_ends(data, tmp_path, python):
+    main, other = one_by_one(python, MAIN, *flags_of(data, tmp_path / "results", "--epochs", "100000"))
+    assert any("EPOCH: 1 " in line for line in main.stdout)
+    main.kill()
+    done = finished(other)  # long before the five minutes after which a silent process is taken for dead
+    assert done.returncode == 1
+    assert "process 1 lost the others" in done.stderr
+
+
+@pytest.mark.long
+def test_when_one_process_dies_torchrun_ends(data, tmp_path, python):
+    arguments = flags_of(data, tmp_path / "results", "--epochs", "100000")
+    (launcher,) = by_torchrun(python, MAIN, *arguments)
+    assert any("EPOCH: 1 " in line for line in launcher.stdout)
+    os.kill(load_metrics_json("mnist_model_1", tmp_path / "results")["pid"], signal.SIGKILL)
+    _, error = launcher.communicate(240)  # likewise
+    assert launcher.wait() != 0
+    assert "SIGKILL" in error

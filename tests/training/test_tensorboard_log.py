@@ -33,8 +33,8 @@ def assert_as_in_the_metrics(output_dir) -> None:
 
 
 @pytest.fixture
-def flags(tiny_mnist, tmp_path) -> list[str]:
-    folders = ["--data_dir", str(tiny_mnist), "--output_dir", str(tmp_path)]
+def flags(tiny, tmp_path) -> list[str]:
+    folders = ["--data_dir", str(tiny), "--output_dir", str(tmp_path)]
     return ["--epochs", "3", "--batch_size", "50", "--device", "cpu", "--name", "run", *folders]
 
 

@@ -24,14 +24,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def run(tmp_path, tiny_mnist):
+def run(tmp_path, tiny):
     """Trains on the tiny data set; every call into a folder of its own."""
     calls = iter(range(100))
 
     def train(**settings) -> TrainResult:
         settings = {"epochs": 2, "scheduler": "onecycle", "batch_size": 64, "device": "cpu", **settings}
         output_dir = settings.pop("output_dir", tmp_path / f"run{next(calls)}")
-        config = TrainConfig(data_dir=str(tiny_mnist), output_dir=str(output_dir), **settings)
+        config = TrainConfig(data_dir=str(tiny), output_dir=str(output_dir), **settings)
         return train_and_evaluate(config, log=lambda line: None)
 
     return train
@@ -87,9 +87,9 @@ def test_it_learns(run):
     assert metrics["train_losses"][-1] < metrics["train_losses"][0] / 2
 
 
-def test_metrics_are_of_the_saved_network(run, tiny_mnist):
+def test_metrics_are_of_the_saved_network(run, tiny):
     result = run()
-    data = load_data(TrainConfig(data_dir=str(tiny_mnist)), CPU, silent)
+    data = load_data(TrainConfig(data_dir=str(tiny)), CPU, silent)
     model = load_model_params(get_strategy("1").build(), "mnist_model_1", result.files.root)
     loss, accuracy = evaluate(model, data.test, CPU)
     assert accuracy == pytest.approx(result.metrics["test_acc"][-1])
@@ -110,7 +110,7 @@ def test_step_schedule_falls_after_six_epochs(run):
     assert rates == pytest.approx([0.01] * 6 * 5 + [0.001] * 5)
 
 
-def test_log_has_the_specified_lines(run, tmp_path, tiny_mnist, monkeypatch):
+def test_log_has_the_specified_lines(run, tmp_path, tiny, monkeypatch):
     accuracies = iter([(0.1, 98.0), (0.1, 99.43), (0.1, 99.43), *[(0.1, 99.0)] * 8])
     monkeypatch.setattr(training.run, "evaluate", lambda *args: next(accuracies))
     lines = run(epochs=11).files.log.read_text(encoding="utf-8").splitlines()
@@ -227,8 +227,8 @@ def test_the_moving_average_of_the_weights_is_its_closed_form():
         assert not torch.equal(averaged[key], steps[-1][key])
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_with_a_moving_average_the_average_is_evaluated_and_saved(run, tiny_mnist, compile):
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_with_a_moving_average_the_average_is_evaluated_and_saved(run, tiny, compile):
     if compile and shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler here")
     result = run(ema_decay=0.9, compile=compile)
@@ -238,7 +238,7 @@ def test_with_a_moving_average_the_average_is_evaluated_and_saved(run, tiny_mnis
         assert torch.equal(value, checkpoint["average"][f"module.{key}"])
     assert not torch.equal(saved["output.weight"], checkpoint["model"]["output.weight"])
     network = load_model_params(get_strategy("1").build(), "mnist_model_1", result.files.root)
-    data = load_data(TrainConfig(data_dir=str(tiny_mnist)), CPU, silent)
+    data = load_data(TrainConfig(data_dir=str(tiny)), CPU, silent)
     assert evaluate(network, data.test, CPU)[1] == pytest.approx(result.metrics["test_acc"][-1], abs=1e-4)
 
 
@@ -256,7 +256,7 @@ def test_too_large_a_split_is_the_users_mistake(run):
         run(val_split=300)
 
 
-def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny_mnist):
+def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny):
     refined = {
         "dropout": 0.3,
         "bn_momentum": 0.02,
@@ -267,10 +267,10 @@ def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny_mnist):
         "weight_decay": 0.01,
         "label_smoothing": 0.1,
     }
-    folders = {"data_dir": str(tiny_mnist), "output_dir": str(tmp_path)}
+    folders = {"data_dir": str(tiny), "output_dir": str(tmp_path)}
     config = TrainConfig(scheduler="onecycle", epochs=2, batch_size=30, device="cpu", **refined, **folders)
     config.files.make_folders()
-    run = prepare_run(config, CPU, silent)
+    run = prepare_run(config, CPU, log=silent)
     assert {layer.p for layer in run.model.modules() if isinstance(layer, nn.Dropout)} == {0.3}
     assert {layer.momentum for layer in run.model.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.02}
     weights, others = run.step.optimizer.param_groups
@@ -312,9 +312,9 @@ def test_label_smoothing_is_torchs(smoothing):
 
 
 @pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
-def test_a_run_without_the_test_set_is_the_same_run(tiny_mnist, tmp_path, pipeline):
+def test_a_run_without_the_test_set_is_the_same_run(tiny, tmp_path, pipeline):
     config = TrainConfig(
-        epochs=3, val_split=100, batch_size=20, pipeline=pipeline, data_dir=str(tiny_mnist), output_dir=str(tmp_path)
+        epochs=3, val_split=100, batch_size=20, pipeline=pipeline, data_dir=str(tiny), output_dir=str(tmp_path)
     )
     config.files.make_folders()
     heard: list[list[float]] = []
@@ -333,7 +333,7 @@ def test_a_run_without_the_test_set_is_the_same_run(tiny_mnist, tmp_path, pipeli
     assert all(torch.equal(weights[key], value) for key, value in with_test.model.state_dict().items())
 
 
-def test_momentum_is_a_setting(tiny_mnist, tmp_path):
-    config = TrainConfig(momentum=0.5, data_dir=str(tiny_mnist), output_dir=str(tmp_path))
+def test_momentum_is_a_setting(tiny, tmp_path):
+    config = TrainConfig(momentum=0.5, data_dir=str(tiny), output_dir=str(tmp_path))
     config.files.make_folders()
     assert prepare_run(config, CPU).step.optimizer.param_groups[0]["momentum"] == 0.5
