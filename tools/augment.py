@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.cli import OneLineParser, exit_status
-from common.files import PROJECT_DIR, UsageError, atomic_write
+from common.files import PROJECT_DIR, UsageError
 from image_data.policies import POLICIES, Policy, get_policy
+from tools.output import write_figure
 
 if TYPE_CHECKING:
     from imports import Figure, torch
@@ -82,9 +83,7 @@ def show(args: argparse.Namespace) -> int:
     drawn = [augment(originals, policy, torch.rand(len(originals), policy.draws)) for _ in range(args.draws)]
     strength = "" if args.strength == 1 else f", strength {args.strength:g}"
     path = args.output_dir / "plots" / f"augment_{args.policy}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        contact_sheet(originals, drawn, f"--augment {args.policy}{strength}").savefig(file, format="png", dpi=100)
+    write_figure(path, contact_sheet(originals, drawn, f"--augment {args.policy}{strength}"), dpi=100)
     rate, slowest, fastest = images_per_second(policy, images[:10_000].unsqueeze(1).float())
     print(
         f"{args.policy}{strength}: {rate:,.0f} images/s ({slowest:,.0f}-{fastest:,.0f}), median of {TIMED_BATCHES}"
@@ -95,7 +94,11 @@ def show(args: argparse.Namespace) -> int:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = OneLineParser(description="Contact sheet and speed of an augmentation policy.", allow_abbrev=False)
+    parser = OneLineParser(
+        prog="python -m tools.augment",
+        description="Contact sheet and speed of an augmentation policy.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--policy", default="affine", help=f"one of {', '.join(POLICIES)} (affine)")
     parser.add_argument("--strength", type=float, default=1.0, help="factor of the policy's ranges (1)")
     parser.add_argument("--digits", type=int, default=10, help="how many images (10)")

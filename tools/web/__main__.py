@@ -91,7 +91,8 @@ def serve(listener: socket.socket, host: str, output_dir: str | None, data_dir: 
     """Serve until Ctrl-C."""
     import uvicorn
 
-    from tools.web.app import Settings, create_app
+    from tools.web.app import create_app
+    from tools.web.server import Settings
 
     port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
