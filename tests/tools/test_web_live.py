@@ -1,6 +1,5 @@
 """What the page is told of runs: from metrics files as they grow, and from processes that live or do not."""
 
-import contextlib
 import json
 import math
 import os
@@ -11,9 +10,8 @@ import urllib.request
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from forking import SECONDS
 
-from common.files import PROJECT_DIR
-from tools.browser import serving
 from tools.compare.runs import is_alive, status_of
 from tools.web.live import Watcher, means
 from visualization import load_metrics_json, save_metrics_json
@@ -109,7 +107,7 @@ def test_a_page_gets_only_what_is_new(page_folder, tmp_path):
     assert len(event["losses"]) < len(page) / 2  # not the whole curve again
 
 
-def events(address, seconds=180):
+def events(address, seconds=SECONDS):
     """The server's events as they come: (name, data)."""
     deadline = time.monotonic() + seconds
     with urllib.request.urlopen(f"{address}/api/live", timeout=60) as stream:
@@ -123,54 +121,32 @@ def events(address, seconds=180):
                 yield name, json.loads(value)
 
 
-@contextlib.contextmanager
-def training(command):
-    """The process of ``command``, which does not outlive a test that fails."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield process
-        except BaseException:
-            process.kill()
-            raise
-
-
-def test_a_real_training_is_seen_from_begin_to_crash(mnist, tmp_path):
+def test_a_real_training_is_seen_from_begin_to_crash(mnist, tmp_path, serve, python):
     (tmp_path / "outputs").mkdir()
-    command = [sys.executable, str(PROJECT_DIR / "main.py"), "--epochs", "50", "--name", "watched", "--threads", "1"]
-    folders = ["--data_dir", mnist, "--output_dir", tmp_path]
-    with serving("--output_dir", tmp_path) as (address, _):
-        stream = events(address)
-        assert next(stream) == ("begun", {"runs": 0})
-        with training([*command, *folders]) as process:
-            seen = []
-            for name, data in stream:
-                assert name == "run"
-                seen.append(data)
-                if data["batches_done"] > 20 and data["images_per_second"]:
-                    break
-            process.kill()
-        assert seen[0]["status"] == "running"
-        assert [data["batches_done"] for data in seen] == sorted(data["batches_done"] for data in seen)
-        assert seen[-1]["seconds_left"] > 0
-        for _, data in stream:
-            if data["status"] != "running":
-                break
-        assert data["status"] == "crashed"
+    address, _ = serve("--output_dir", tmp_path)
+    stream = events(address)
+    assert next(stream) == ("begun", {"runs": 0})
+    training = python("main.py", "--epochs", "50", "--name", "watched", "--data_dir", mnist, "--output_dir", tmp_path)
+    seen = []
+    for name, data in stream:
+        assert name == "run"
+        seen.append(data)
+        if data["batches_done"] > 20 and data["images_per_second"]:
+            break
+    training.kill()
+    assert seen[0]["status"] == "running"
+    assert [data["batches_done"] for data in seen] == sorted(data["batches_done"] for data in seen)
+    assert seen[-1]["seconds_left"] > 0
+    assert next(data for _, data in stream if data["status"] != "running")["status"] == "crashed"
 
 
-def test_interrupted_is_not_crashed(tiny_mnist, tmp_path):
+def test_interrupted_is_not_crashed(tiny, tmp_path, serve, python):
     (tmp_path / "outputs").mkdir()
-    command = [sys.executable, str(PROJECT_DIR / "main.py"), "--epochs", "10000", "--name", "stopped"]
-    folders = ["--data_dir", tiny_mnist, "--output_dir", tmp_path]
-    with serving("--output_dir", tmp_path) as (address, _):
-        stream = events(address)
-        with training([*command, *folders]) as process:
-            for name, data in stream:
-                if name == "run" and data["epochs_done"] >= 1:
-                    break
-            process.terminate()
-        for name, data in stream:
-            if name == "run" and data["status"] != "running":
-                break
-        assert data["status"] == "interrupted"
-        assert data["batches_per_epoch"] == 3  # of 300 images, not of MNIST's
+    address, _ = serve("--output_dir", tmp_path)
+    stream = events(address)
+    training = python("main.py", "--epochs", "10000", "--name", "stopped", "--data_dir", tiny, "--output_dir", tmp_path)
+    next(data for name, data in stream if name == "run" and data["epochs_done"] >= 1)
+    training.terminate()
+    last = next(data for name, data in stream if name == "run" and data["status"] != "running")
+    assert last["status"] == "interrupted"
+    assert last["batches_per_epoch"] == 3  # of 300 images, not of MNIST's
