@@ -1,30 +1,19 @@
-import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
-from common.files import PROJECT_DIR
 from imports import torch
 from tools import augment
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "tools.augment", *map(str, arguments)],
-        cwd=PROJECT_DIR,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_sheet_of_real_digits(mnist, tmp_path):
-    done = command("--policy", "elastic", "--digits", 3, "--draws", 4, "--data_dir", mnist, "--output_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_sheet_of_real_digits(mnist, tmp_path, capsys):
+    flags = ["--policy", "elastic", "--digits", "3", "--draws", "4"]
+    assert augment.main([*flags, "--data_dir", str(mnist), "--output_dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
     sheet = tmp_path / "plots" / "augment_elastic.png"
-    assert f"elastic: {done.stdout.split()[1]} images/s" in done.stdout
-    assert str(sheet) in done.stdout
+    assert f"elastic: {printed.split()[1]} images/s" in printed
+    assert str(sheet) in printed
     width, height = Image.open(sheet).size
     assert (width, height) == (400, 310)
 

@@ -2,14 +2,10 @@ import base64
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from common.files import PROJECT_DIR
-from data_utils import load_images
 from tools.compare import __main__ as compare
 from tools.compare.comparer import Comparer
 from visualization import load_metrics_json
@@ -35,8 +31,8 @@ def test_rows(comparison, page_folder):
     assert [row.accuracy for row in comparison.rows] == sorted((row.accuracy for row in comparison.rows), reverse=True)
 
 
-def test_disagreements_are_those_of_the_evaluations(comparison, page_folder, mnist):
-    images, labels = load_images(mnist, train=False)
+def test_disagreements_are_those_of_the_evaluations(comparison, page_folder, test_set):
+    images, labels = test_set
     wrong = {}
     for name in NAMES:
         found = json.loads((page_folder / "outputs" / f"{name}_evaluation.json").read_text())
@@ -123,12 +119,11 @@ def test_an_evaluation_of_other_weights_is_marked(page_folder, tmp_path):
     }
 
 
-def test_the_command(page_folder, mnist, tmp_path):
+def test_the_command(page_folder, mnist, tmp_path, capsys):
     output = tmp_path / "sent.html"
-    command = [sys.executable, "-m", "tools.compare", "mnist_model_1", "mnist_model_3", "--output", output]
-    folders = ["--output_dir", page_folder, "--data_dir", mnist]
-    done = subprocess.run([*command, *folders], cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+    arguments = ["mnist_model_1", "mnist_model_3", "--output", str(output)]
+    assert compare.main([*arguments, "--output_dir", str(page_folder), "--data_dir", str(mnist)]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["run", "accuracy", "parameters"]
     assert {line.split()[0] for line in lines[1:3]} == {"mnist_model_1", "mnist_model_3"}
     assert lines[3] == f"written to {output}"

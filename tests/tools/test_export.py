@@ -7,15 +7,18 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import make_tiny_mnist, write_sums
+from conftest import make_tiny_mnist, write_idx, write_sums
 from executorch.runtime import Runtime
 
 from common.files import PROJECT_DIR
+from data_utils import load_images
 from imports import torch
 from model_strategy import get_strategy
 from tools.export import __main__ as export
@@ -44,81 +47,103 @@ class Phone:
         return self.method.execute([torch.from_numpy(images)])[0].numpy()
 
 
-@pytest.fixture(scope="module")
-def test_set(mnist):
-    """The test images uint8 [10000, 1, 28, 28] and labels, from the IDX files."""
-    raw = mnist / "MNIST" / "raw"
-    images = np.frombuffer(bytearray((raw / "t10k-images-idx3-ubyte").read_bytes()), dtype=np.uint8, offset=16)
-    labels = np.frombuffer((raw / "t10k-labels-idx1-ubyte").read_bytes(), dtype=np.uint8, offset=8)
-    return images.reshape(-1, 1, 28, 28), labels
+class Exported(NamedTuple):
+    """A folder with every file of some networks, and the images that they were measured on."""
+
+    folder: Path
+    names: list[str]
+    images: np.ndarray  # uint8 [N, 1, 28, 28]
+    labels: np.ndarray
+
+    @property
+    def file(self) -> str:
+        """The start of the path of one network's files."""
+        return f"{self.folder}/outputs/{self.names[-1]}"
 
 
-@pytest.fixture(scope="module")
-def exported(mnist, shipped_project, tmp_path_factory):
-    """A folder with every file of the three shipped networks."""
-    folder = tmp_path_factory.mktemp("exported")
-    (folder / "outputs").mkdir()
-    for name in NAMES:
-        for ending in ("_params.pth", "_metrics.json"):
-            shutil.copy(shipped_project / "outputs" / f"{name}{ending}", folder / "outputs")
-        assert export.main(["--name", name, "--data_dir", str(mnist), "--output_dir", str(folder)]) == 0
+def some_of_mnist(mnist: Path, folder: Path) -> Path:
+    """A data set of one's own: the first 1,200 training and 400 test images of the real one."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for train, prefix, count in ((True, "train", 1200), (False, "t10k", 400)):
+        images, labels = load_images(mnist, train=train)
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", images[:count])
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels[:count].to(torch.uint8))
+    write_sums(raw)
     return folder
 
 
-@pytest.fixture(scope="module")
-def expected(exported, test_set):
+@pytest.fixture(scope="session", params=["one", pytest.param("all", marks=pytest.mark.long)])
+def exported(request, mnist, shipped_project, once) -> Exported:
+    """20 s, in the first tier: model 3 by its four files, on a few real images; in the other all, on all."""
+    names = NAMES if request.param == "all" else NAMES[-1:]
+    data = mnist if request.param == "all" else once("some_of_mnist", lambda folder: some_of_mnist(mnist, folder))
+
+    def make(folder: Path) -> None:
+        (folder / "outputs").mkdir()
+        for name in names:
+            for ending in ("_params.pth", "_metrics.json"):
+                shutil.copy(shipped_project / "outputs" / f"{name}{ending}", folder / "outputs")
+            assert export.main(["--name", name, "--data_dir", str(data), "--output_dir", str(folder)]) == 0
+
+    folder = once(f"exported_{request.param}", make)
+    images, labels = load_images(data, train=False)
+    return Exported(folder, names, images.unsqueeze(1).numpy(), labels.numpy())
+
+
+@pytest.fixture(scope="session")
+def expected(exported):
     """Name -> the float32 network's probabilities of the test images, by PyTorch alone."""
-    images = (torch.from_numpy(test_set[0]).float() / 255 - 0.1307) / 0.3081
+    images = (torch.from_numpy(exported.images).float() / 255 - 0.1307) / 0.3081
     found = {}
-    for name in NAMES:
-        model = load_model_params(get_strategy(name[-1]).build(), name, exported)
+    for name in exported.names:
+        model = load_model_params(get_strategy(name[-1]).build(), name, exported.folder)
         with torch.inference_mode():
             found[name] = torch.cat([model(part).exp() for part in images.split(1000)]).numpy()
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_is_as_good_as_its_network(name, kind, exported, test_set, expected):
-    images, labels = test_set
-    path = exported / "outputs" / f"{name}_{kind}"
-    phone = Phone(path)
-    found = np.concatenate([phone(images[start : start + 100]) for start in range(0, 10_000, 100)])
-    assert found.dtype == np.float32
-    assert np.allclose(found.sum(1), 1, atol=1e-5)
-    accuracy = 100 * (found.argmax(1) == labels).mean()
-    drop = 100 * (expected[name].argmax(1) == labels).mean() - accuracy
-    if kind.startswith("fp32"):
-        assert (found.argmax(1) == expected[name].argmax(1)).all()
-        assert np.abs(found - expected[name]).max() < 1e-4
-    else:
-        assert drop <= 0.10 + 1e-9
-        assert path.stat().st_size <= 40_000
+def test_a_file_is_as_good_as_its_network(kind, exported, expected):
+    for name in exported.names:
+        path = exported.folder / "outputs" / f"{name}_{kind}"
+        phone, images = Phone(path), exported.images
+        found = np.concatenate([phone(images[start : start + 100]) for start in range(0, len(images), 100)])
+        assert found.dtype == np.float32
+        assert np.allclose(found.sum(1), 1, atol=1e-5)
+        accuracy = 100 * (found.argmax(1) == exported.labels).mean()
+        drop = 100 * (expected[name].argmax(1) == exported.labels).mean() - accuracy
+        if kind.startswith("fp32"):
+            assert (found.argmax(1) == expected[name].argmax(1)).all()
+            assert np.abs(found - expected[name]).max() < 1e-4
+        else:
+            assert drop <= 0.10 + 1e-9
+            assert path.stat().st_size <= 40_000
 
-    results = json.loads((exported / "outputs" / f"{name}_export.json").read_text())
-    assert (results["schema"], results["name"], results["images"]) == (1, name, 10_000)
-    (row,) = [row for row in results["files"] if row["file"] == path.name]
-    assert row["bytes"] == path.stat().st_size
-    assert row["accuracy"] == pytest.approx(accuracy)
-    assert row["drop"] == pytest.approx(drop, abs=1e-4)
-    assert row["equal_decisions"] == pytest.approx((found.argmax(1) == expected[name].argmax(1)).mean())
-    assert row["largest_difference"] == pytest.approx(np.abs(found - expected[name]).max(), abs=1e-5)
+        results = json.loads((exported.folder / "outputs" / f"{name}_export.json").read_text())
+        assert (results["schema"], results["name"], results["images"]) == (1, name, len(images))
+        (row,) = [row for row in results["files"] if row["file"] == path.name]
+        assert row["bytes"] == path.stat().st_size
+        assert row["accuracy"] == pytest.approx(accuracy)
+        assert row["drop"] == pytest.approx(drop, abs=1e-4)
+        assert row["equal_decisions"] == pytest.approx((found.argmax(1) == expected[name].argmax(1)).mean())
+        assert row["largest_difference"] == pytest.approx(np.abs(found - expected[name]).max(), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_measured(name, exported):
-    results = json.loads((exported / "outputs" / f"{name}_export.json").read_text())
-    assert [row["file"] for row in results["files"]] == [f"{name}_{kind}" for kind in KINDS]
-    for row in (results["pytorch"], *results["files"]):
-        assert 0 < row["latency_ms"]["1"] < row["latency_ms"]["100"]
-    assert (results["held_out_images"], results["calibration_images"]) == (10_000, 1000)
-    assert (exported / "plots" / f"{name}_export.png").read_bytes().startswith(b"\x89PNG")
+def test_what_is_measured(exported):
+    for name in exported.names:
+        results = json.loads((exported.folder / "outputs" / f"{name}_export.json").read_text())
+        assert [row["file"] for row in results["files"]] == [f"{name}_{kind}" for kind in KINDS]
+        for row in (results["pytorch"], *results["files"]):
+            assert 0 < row["latency_ms"]["1"] < row["latency_ms"]["100"]
+        held_out = 10_000 if len(exported.images) == 10_000 else 200
+        assert (results["held_out_images"], results["calibration_images"]) == (held_out, 1000)
+        assert (exported.folder / "plots" / f"{name}_export.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_number_of_images(kind, exported, test_set):
-    images, _ = test_set
-    phone = Phone(exported / "outputs" / f"mnist_model_2_{kind}")
+def test_any_number_of_images(kind, exported):
+    images, phone = exported.images, Phone(Path(f"{exported.file}_{kind}"))
     together = phone(images[:100])
     for count in (1, 2, 17, 99):
         assert phone(images[:count]).shape == (count, 10)
@@ -145,14 +170,14 @@ def test_any_number_of_images(kind, exported, test_set):
     ids=lambda array: f"{array.dtype}{list(array.shape)}",
 )
 def test_a_wrong_input_is_refused(kind, wrong, exported):
-    phone = Phone(exported / "outputs" / f"mnist_model_3_{kind}")
+    phone = Phone(Path(f"{exported.file}_{kind}"))
     with pytest.raises(Exception, match=r"(?i)invalid|unexpected|failed"):
         phone(wrong)
 
 
 @pytest.mark.parametrize("kind", ["fp32.pte", "int8.pte"])
 def test_executorch_takes_so_many_images_at_once(kind, exported):
-    phone = Phone(exported / "outputs" / f"mnist_model_1_{kind}")
+    phone = Phone(Path(f"{exported.file}_{kind}"))
     assert phone(np.zeros((MAX_BATCH, 1, 28, 28), np.uint8)).shape == (MAX_BATCH, 10)
     with pytest.raises(RuntimeError, match="set_inputs"):
         phone(np.zeros((MAX_BATCH + 1, 1, 28, 28), np.uint8))
@@ -160,23 +185,23 @@ def test_executorch_takes_so_many_images_at_once(kind, exported):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_file_says_of_itself(kind, exported):
-    path = exported / "outputs" / f"mnist_model_2_{kind}"
+    path = Path(f"{exported.file}_{kind}")
     (form,) = [form for form in FORMATS.values() if form.suffix == path.suffix[1:]]
     metadata = form.read_metadata(path.read_bytes())
-    weights = (exported / "outputs" / "mnist_model_2_params.pth").read_bytes()
+    weights = Path(f"{exported.file}_params.pth").read_bytes()
     assert metadata["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert metadata["classes"].split() == [str(digit) for digit in range(10)]
     assert metadata["precision"] == kind[:4]
     assert torch.__version__.split("+")[0] in metadata["versions"]
-    rows = json.loads((exported / "outputs" / "mnist_model_2_export.json").read_text())["files"]
+    rows = json.loads(Path(f"{exported.file}_export.json").read_text())["files"]
     (accuracy,) = [row["accuracy"] for row in rows if row["file"] == path.name]
-    assert metadata["accuracy"] == f"{accuracy:.2f} % of 10000 test images"
+    assert metadata["accuracy"] == f"{accuracy:.2f} % of {len(exported.images)} test images"
     assert str(PROJECT_DIR).encode() not in path.read_bytes()
     assert sys.prefix.encode() not in path.read_bytes()
 
 
 def test_an_onnx_file_says_what_it_takes(exported):
-    model = onnx.load(exported / "outputs" / "mnist_model_1_int8.onnx")
+    model = onnx.load(f"{exported.file}_int8.onnx")
     onnx.checker.check_model(model, full_check=True)
     ((takes,), (gives,)) = model.graph.input, model.graph.output
     assert [dim.dim_param or dim.dim_value for dim in takes.type.tensor_type.shape.dim] == ["N", 1, 28, 28]
@@ -185,19 +210,20 @@ def test_an_onnx_file_says_what_it_takes(exported):
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_processor_saturates(name, exported):
+def test_no_processor_saturates(exported):
     """Two products of a weight and an activation fit into the 16 bits that a processor without VNNI adds them in."""
-    model = onnx.load(exported / "outputs" / f"{name}_int8.onnx")
-    weights = [
-        onnx.numpy_helper.to_array(tensor)
-        for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
-    ]
-    assert len(weights) == 8 + (name == "mnist_model_3")  # convolutions and linear layers
-    assert all(2 * 255 * np.abs(weight.astype(int)).max() < 2**15 for weight in weights)
+    for name in exported.names:
+        model = onnx.load(exported.folder / "outputs" / f"{name}_int8.onnx")
+        weights = [
+            onnx.numpy_helper.to_array(tensor)
+            for tensor in model.graph.initializer
+            if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+        ]
+        assert len(weights) == 8 + (name == "mnist_model_3")  # convolutions and linear layers
+        assert all(2 * 255 * np.abs(weight.astype(int)).max() < 2**15 for weight in weights)
 
 
+@pytest.mark.long
 def test_a_file_that_loses_too_much_is_refused(mnist, shipped_project, tmp_path, capsys):
     """One channel a ten-thousandfold larger, undone by the next convolution: nothing to float32, much to 8 bits."""
     (tmp_path / "outputs").mkdir()
@@ -219,6 +245,7 @@ def test_a_file_that_loses_too_much_is_refused(mnist, shipped_project, tmp_path,
     assert [row["file"] for row in results["files"]] == ["spread_fp32.onnx"]
 
 
+@pytest.mark.long
 def test_the_test_images_choose_nothing(shipped_project, tmp_path):
     """Files made beside two test sets differ in the accuracy that they note alone."""
     made = []
@@ -239,6 +266,7 @@ def test_the_test_images_choose_nothing(shipped_project, tmp_path):
     assert made[0] == made[1]
 
 
+@pytest.mark.alone
 def test_runners_take_turns():
     order = []
 
@@ -264,7 +292,7 @@ def test_the_guide_runs(exported, monkeypatch):
     guide = (PROJECT_DIR / "docs" / "export.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     assert len(snippets) == 2
-    monkeypatch.chdir(exported)
+    monkeypatch.chdir(exported.folder)
     for snippet in snippets:
         values = {}
         exec(snippet, values)

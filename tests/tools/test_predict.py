@@ -1,21 +1,20 @@
+import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
 
 from common.files import PROJECT_DIR
-from data_utils import load_images
 from tools import predict
 from tools.networks import Networks, known_networks
 from visualization import load_metrics_json
 
 
 @pytest.fixture
-def scans(mnist, tmp_path) -> list[str]:
-    images, labels = load_images(mnist, train=False)
+def scans(test_set, tmp_path) -> list[str]:
+    images, labels = test_set
     paths = []
     for index in range(5):
         path = tmp_path / f"{index}_is_{labels[index]}.png"
@@ -63,12 +62,12 @@ def test_wrong_arguments(arguments, message, scans, tmp_path, capsys):
 def test_help_answers_without_torch(tool):
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = os.times()
         command = [sys.executable, "-X", "importtime", "-m", f"tools.{tool}", "--help"]
         done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(sum(os.times()[2:4]) - sum(before[2:4]))
         assert not any(line.endswith(" torch") for line in done.stderr.splitlines())
-    assert min(seconds) < 0.5
+    assert min(seconds) < 0.5  # of the processor's, whatever else it has to do
 
 
 def test_networks_follow_their_files(shipped_project, tmp_path):
