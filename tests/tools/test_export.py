@@ -1,6 +1,7 @@
 """The exported files of the shipped networks, each run by the runtime that an app would use."""
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -15,7 +16,6 @@ import onnx
 import onnxruntime
 import pytest
 from conftest import make_tiny_mnist, write_idx, write_sums
-from executorch.runtime import Runtime
 
 from common.files import PROJECT_DIR
 from data_utils import load_images
@@ -38,6 +38,8 @@ class Phone:
         if path.suffix == ".onnx":
             self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         else:
+            from executorch.runtime import Runtime
+
             self.program = Runtime.get().load_program(path)
             self.method = self.program.load_method("forward")
 
@@ -55,10 +57,11 @@ class Exported(NamedTuple):
     images: np.ndarray  # uint8 [N, 1, 28, 28]
     labels: np.ndarray
 
-    @property
-    def file(self) -> str:
-        """The start of the path of one network's files."""
-        return f"{self.folder}/outputs/{self.names[-1]}"
+    kinds: list[str]
+
+    def path(self, kind: str) -> Path:
+        """One network's file of a kind."""
+        return self.folder / "outputs" / f"{self.names[-1]}_{kind}"
 
 
 def some_of_mnist(mnist: Path, folder: Path) -> Path:
@@ -75,20 +78,22 @@ def some_of_mnist(mnist: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session", params=["one", pytest.param("all", marks=pytest.mark.long)])
 def exported(request, mnist, shipped_project, once) -> Exported:
-    """20 s, in the first tier: model 3 by its four files, on a few real images; in the other all, on all."""
-    names = NAMES if request.param == "all" else NAMES[-1:]
-    data = mnist if request.param == "all" else once("some_of_mnist", lambda folder: some_of_mnist(mnist, folder))
+    """All that there is. In the first tier, 12 s: model 3 as ONNX, held against a few real images."""
+    everything = request.param == "all"
+    names, kinds = (NAMES, KINDS) if everything else (NAMES[-1:], KINDS[:2])
+    data = mnist if everything else once("some_of_mnist", lambda folder: some_of_mnist(mnist, folder))
+    flags = ["--format", "all" if everything else "onnx", "--data_dir", str(data)]
 
     def make(folder: Path) -> None:
         (folder / "outputs").mkdir()
         for name in names:
             for ending in ("_params.pth", "_metrics.json"):
                 shutil.copy(shipped_project / "outputs" / f"{name}{ending}", folder / "outputs")
-            assert export.main(["--name", name, "--data_dir", str(data), "--output_dir", str(folder)]) == 0
+            assert export.main(["--name", name, *flags, "--output_dir", str(folder)]) == 0
 
     folder = once(f"exported_{request.param}", make)
     images, labels = load_images(data, train=False)
-    return Exported(folder, names, images.unsqueeze(1).numpy(), labels.numpy())
+    return Exported(folder, names, images.unsqueeze(1).numpy(), labels.numpy(), kinds)
 
 
 @pytest.fixture(scope="session")
@@ -103,9 +108,8 @@ def expected(exported):
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_file_is_as_good_as_its_network(kind, exported, expected):
-    for name in exported.names:
+def test_a_file_is_as_good_as_its_network(exported, expected):
+    for name, kind in itertools.product(exported.names, exported.kinds):
         path = exported.folder / "outputs" / f"{name}_{kind}"
         phone, images = Phone(path), exported.images
         found = np.concatenate([phone(images[start : start + 100]) for start in range(0, len(images), 100)])
@@ -133,7 +137,7 @@ def test_a_file_is_as_good_as_its_network(kind, exported, expected):
 def test_what_is_measured(exported):
     for name in exported.names:
         results = json.loads((exported.folder / "outputs" / f"{name}_export.json").read_text())
-        assert [row["file"] for row in results["files"]] == [f"{name}_{kind}" for kind in KINDS]
+        assert [row["file"] for row in results["files"]] == [f"{name}_{kind}" for kind in exported.kinds]
         for row in (results["pytorch"], *results["files"]):
             assert 0 < row["latency_ms"]["1"] < row["latency_ms"]["100"]
         held_out = 10_000 if len(exported.images) == 10_000 else 200
@@ -141,18 +145,18 @@ def test_what_is_measured(exported):
         assert (exported.folder / "plots" / f"{name}_export.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_any_number_of_images(kind, exported):
-    images, phone = exported.images, Phone(Path(f"{exported.file}_{kind}"))
-    together = phone(images[:100])
-    for count in (1, 2, 17, 99):
-        assert phone(images[:count]).shape == (count, 10)
-        assert np.allclose(phone(images[:count]), together[:count], atol=1e-5)
-    if kind.endswith("onnx"):
-        assert np.allclose(phone(images[:250])[:100], together, atol=1e-5)
+def test_any_number_of_images(exported):
+    images = exported.images
+    for kind in exported.kinds:
+        phone = Phone(exported.path(kind))
+        together = phone(images[:100])
+        for count in (1, 2, 17, 99):
+            assert phone(images[:count]).shape == (count, 10)
+            assert np.allclose(phone(images[:count]), together[:count], atol=1e-5)
+        if kind.endswith("onnx"):
+            assert np.allclose(phone(images[:250])[:100], together, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -169,39 +173,42 @@ def test_any_number_of_images(kind, exported):
     ],
     ids=lambda array: f"{array.dtype}{list(array.shape)}",
 )
-def test_a_wrong_input_is_refused(kind, wrong, exported):
-    phone = Phone(Path(f"{exported.file}_{kind}"))
-    with pytest.raises(Exception, match=r"(?i)invalid|unexpected|failed"):
-        phone(wrong)
+def test_a_wrong_input_is_refused(wrong, exported):
+    for kind in exported.kinds:
+        phone = Phone(exported.path(kind))
+        with pytest.raises(Exception, match=r"(?i)invalid|unexpected|failed"):
+            phone(wrong)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("exported", ["all"], indirect=True)
 @pytest.mark.parametrize("kind", ["fp32.pte", "int8.pte"])
 def test_executorch_takes_so_many_images_at_once(kind, exported):
-    phone = Phone(Path(f"{exported.file}_{kind}"))
+    phone = Phone(exported.path(kind))
     assert phone(np.zeros((MAX_BATCH, 1, 28, 28), np.uint8)).shape == (MAX_BATCH, 10)
     with pytest.raises(RuntimeError, match="set_inputs"):
         phone(np.zeros((MAX_BATCH + 1, 1, 28, 28), np.uint8))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_a_file_says_of_itself(kind, exported):
-    path = Path(f"{exported.file}_{kind}")
-    (form,) = [form for form in FORMATS.values() if form.suffix == path.suffix[1:]]
-    metadata = form.read_metadata(path.read_bytes())
-    weights = Path(f"{exported.file}_params.pth").read_bytes()
-    assert metadata["weights_sha256"] == hashlib.sha256(weights).hexdigest()
-    assert metadata["classes"].split() == [str(digit) for digit in range(10)]
-    assert metadata["precision"] == kind[:4]
-    assert torch.__version__.split("+")[0] in metadata["versions"]
-    rows = json.loads(Path(f"{exported.file}_export.json").read_text())["files"]
-    (accuracy,) = [row["accuracy"] for row in rows if row["file"] == path.name]
-    assert metadata["accuracy"] == f"{accuracy:.2f} % of {len(exported.images)} test images"
-    assert str(PROJECT_DIR).encode() not in path.read_bytes()
-    assert sys.prefix.encode() not in path.read_bytes()
+def test_what_a_file_says_of_itself(exported):
+    weights = exported.path("params.pth").read_bytes()
+    rows = json.loads(exported.path("export.json").read_text())["files"]
+    for kind in exported.kinds:
+        path = exported.path(kind)
+        (form,) = [form for form in FORMATS.values() if form.suffix == path.suffix[1:]]
+        metadata = form.read_metadata(path.read_bytes())
+        assert metadata["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+        assert metadata["classes"].split() == [str(digit) for digit in range(10)]
+        assert metadata["precision"] == kind[:4]
+        assert torch.__version__.split("+")[0] in metadata["versions"]
+        (accuracy,) = [row["accuracy"] for row in rows if row["file"] == path.name]
+        assert metadata["accuracy"] == f"{accuracy:.2f} % of {len(exported.images)} test images"
+        assert str(PROJECT_DIR).encode() not in path.read_bytes()
+        assert sys.prefix.encode() not in path.read_bytes()
 
 
 def test_an_onnx_file_says_what_it_takes(exported):
-    model = onnx.load(f"{exported.file}_int8.onnx")
+    model = onnx.load(exported.path("int8.onnx"))
     onnx.checker.check_model(model, full_check=True)
     ((takes,), (gives,)) = model.graph.input, model.graph.output
     assert [dim.dim_param or dim.dim_value for dim in takes.type.tensor_type.shape.dim] == ["N", 1, 28, 28]
@@ -293,7 +300,7 @@ def test_the_guide_runs(exported, monkeypatch):
     snippets = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     assert len(snippets) == 2
     monkeypatch.chdir(exported.folder)
-    for snippet in snippets:
+    for snippet in snippets if "int8.pte" in exported.kinds else snippets[:1]:  # the other runs ExecuTorch
         values = {}
         exec(snippet, values)
         assert np.asarray(values["probabilities"]).shape == (1, 10)
