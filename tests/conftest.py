@@ -23,6 +23,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ from typing import Any
 import pytest
 from forking import SECONDS, Forked, ForkServer
 
+import tools.benchmark.accuracy
+import tools.trainings
 from common.cli import silent
 from common.files import PROJECT_DIR, RunFiles
 from data_utils import load_images, normalize
@@ -216,6 +219,25 @@ def finished_run(a_finished_run: Path, tmp_path: Path) -> RunFiles:
 def stopped_run(a_stopped_run: Path, tmp_path: Path) -> RunFiles:
     """The files of a run that was stopped in its third epoch, the test's own."""
     return RunFiles("run", shutil.copytree(a_stopped_run, tmp_path / "stopped"))
+
+
+@contextlib.contextmanager
+def training_here() -> Iterator[None]:
+    """Within, tools train in this process in place of new ones, one run after the other."""
+    alone = threading.Lock()
+
+    def train_here(config: TrainConfig) -> float:
+        with alone:
+            return float(train_and_evaluate(config, silent).metrics["total_seconds"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tools.trainings, tools.benchmark.accuracy):
+            patch.setattr(module, "train_in_a_process", train_here)
+        yield
+
+
+# In the long tier they start processes, as they do.
+HERE_FIRST = [training_here, pytest.param(contextlib.nullcontext, marks=pytest.mark.long)]
 
 
 def contents(root: Path) -> dict[Path, bytes]:

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
-PRELOADED = ("matplotlib.pyplot", "torchvision", "torchsummary", "training.train", "fastapi", "uvicorn")
+PRELOADED = ["training.train", "matplotlib.pyplot", "torchvision", "torchsummary"]
+PRELOADED += ["fastapi", "uvicorn", "optuna.importance"]
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 SECONDS = 300  # nothing here takes a tenth of it
 

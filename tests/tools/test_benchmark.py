@@ -1,13 +1,10 @@
 import json
 import math
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from conftest import HERE_FIRST, eventually
 
-from common.files import PROJECT_DIR
 from imports import nn, torch
 from models.blocks import ConvBlock
 from tools.benchmark import __main__ as benchmark
@@ -20,9 +17,15 @@ from training.machine import has_bfloat16
 from visualization import load_metrics_json
 
 
-def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    line = [sys.executable, "-m", "tools.benchmark", *map(str, arguments)]
-    return subprocess.run(line, cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
+@pytest.fixture
+def benchmarked(capsys):
+    """Runs the command: its exit status, and what it said."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return benchmark.main(list(map(str, arguments))), *capsys.readouterr()
+
+    return run
 
 
 def test_mean_and_interval_by_hand():
@@ -47,18 +50,19 @@ def test_the_reference_is_naive():
     assert sum(p.numel() for p in model.parameters()) == 8_650
 
 
-def test_the_reference_learns(tiny_mnist):
-    training = NaiveTraining(TrainConfig(data_dir=str(tiny_mnist), scheduler="onecycle", epochs=12, batch_size=30))
+def test_the_reference_learns(tiny):
+    training = NaiveTraining(TrainConfig(data_dir=str(tiny), scheduler="onecycle", epochs=12, batch_size=30))
     for _ in range(12):
         assert sum(training.train_batches()) == 300
     assert training.evaluate() > 90
     assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.75 / 7.5 / 7.5, rel=0.05)
 
 
-def test_throughput(tiny_mnist, tmp_path):
+@pytest.mark.long
+def test_throughput(tiny, tmp_path, benchmarked):
     flags = ["--models", 1, "--rounds", 2, "--images", 128, "--batch_size", 64]
-    done = command("throughput", *flags, "--data_dir", tiny_mnist, "--output_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
+    status, printed, error = benchmarked("throughput", *flags, "--data_dir", tiny, "--output_dir", tmp_path)
+    assert status == 0, error
     (rows,) = json.loads((tmp_path / "outputs" / "benchmark_throughput.json").read_text())["models"].values()
     batches = {
         "naive reference": 64,
@@ -71,7 +75,7 @@ def test_throughput(tiny_mnist, tmp_path):
         batches |= {"--amp": 64, "--amp --compile": 64, "--amp --compile --batch_size 512": 512}
     assert {row["label"]: row["batch_size"] for row in rows} == batches
     for row in rows:
-        assert row["label"] in done.stdout
+        assert row["label"] in printed
         assert len(row["images_per_second"]) == 2
         assert min(row["images_per_second"]) <= row["median"] <= max(row["images_per_second"])
         assert 0 < row["share_of_bound"] < 1
@@ -80,21 +84,23 @@ def test_throughput(tiny_mnist, tmp_path):
     assert (tmp_path / "plots" / "benchmark_throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_throughput_of_processes(tiny_mnist, tmp_path):
+@pytest.mark.long
+def test_throughput_of_processes(tiny, tmp_path, benchmarked):
     flags = ["--models", 1, "--rounds", 1, "--batch_size", 60, "--processes", 2]
-    done = command("throughput", *flags, "--data_dir", tiny_mnist, "--output_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
+    status, _, error = benchmarked("throughput", *flags, "--data_dir", tiny, "--output_dir", tmp_path)
+    assert status == 0, error
     (result,) = json.loads((tmp_path / "outputs" / "benchmark_processes.json").read_text())["models"].values()
     (one,), (two,) = result["images_per_second"]["1"], result["images_per_second"]["2"]
     assert result["ratio"] == pytest.approx(two / one, abs=1e-3)
 
 
-def test_a_run_that_fails_is_told_in_one_line(tiny_mnist, tmp_path):
+def test_a_run_that_fails_is_told_in_one_line(tiny, tmp_path, benchmarked):
+    """4 s: the one training here in a process of its own, by the command."""
     flags = ["--scheduler", "onecycle", "--max_lr", 1e20, "--epochs", 1]
-    done = command("accuracy", "--seeds", 1, *flags, "--data_dir", tiny_mnist, "--output_dir", tmp_path)
-    assert done.returncode == 1
-    assert "the loss is" in done.stderr
-    assert done.stderr.count("\n") == 1
+    status, _, error = benchmarked("accuracy", "--seeds", 1, *flags, "--data_dir", tiny, "--output_dir", tmp_path)
+    assert status == 1
+    assert "the loss is" in error
+    assert error.count("\n") == 1
 
 
 def test_seeds_that_finish_at_once_are_all_kept(tmp_path):
@@ -105,31 +111,38 @@ def test_seeds_that_finish_at_once_are_all_kept(tmp_path):
     assert sorted(map(int, series["runs"])) == list(range(40))
 
 
-def test_accuracy_is_resumable(tiny_mnist, tmp_path):
-    flags = ["--epochs", 1, "--data_dir", tiny_mnist, "--output_dir", tmp_path, "--jobs", 2, "--label", "tiny"]
-    first = command("accuracy", "--seeds", 2, *flags)
-    assert first.returncode == 0, first.stderr
-    assert "2 of 2 seeds to run" in first.stdout
-    again = command("accuracy", "--seeds", 3, *flags, "--jobs", 1)  # how many at once makes no other series
-    assert "1 of 3 seeds to run" in again.stdout
-    assert again.stdout.count("seed ") == 1
-    other = command("accuracy", "--seeds", 1, *flags, "--epochs", 2, "--label", "longer", "--val_split", 50)
-    assert "1 of 1 seeds to run" in other.stdout
+@pytest.mark.parametrize("trainings", HERE_FIRST, ids=["here", "processes"])
+def test_accuracy_is_resumable(tiny, tmp_path, benchmarked, trainings):
+    with trainings():
+        run_series(tiny, tmp_path, benchmarked)
+
+
+def run_series(data_dir, tmp_path, benchmarked):
+    flags = ["--epochs", 1, "--data_dir", data_dir, "--output_dir", tmp_path, "--jobs", 2, "--label", "tiny"]
+    status, printed, error = benchmarked("accuracy", "--seeds", 2, *flags)
+    assert status == 0, error
+    assert "2 of 2 seeds to run" in printed
+    _, again, _ = benchmarked("accuracy", "--seeds", 3, *flags, "--jobs", 1)  # how many at once makes no other series
+    assert "1 of 3 seeds to run" in again
+    assert again.count("seed ") == 1
+    _, other, _ = benchmarked("accuracy", "--seeds", 1, *flags, "--epochs", 2, "--label", "longer", "--val_split", 50)
+    assert "1 of 1 seeds to run" in other
     tiny, longer = json.loads((tmp_path / "outputs" / "benchmark_accuracy.json").read_text())
     assert sorted(tiny["runs"]) == ["1", "2", "3"]  # in the order in which they finished
     assert (tiny["label"], tiny["recipe"]) == ("tiny", {"model": "1", "epochs": 1})
     assert longer["recipe"] == {"model": "1", "epochs": 2, "val_split": 50}
     mean, deviation, half = mean_and_interval([run["accuracy"] for run in tiny["runs"].values()])
     expected = f"tiny: {mean:.3f} % +- {half:.3f} (95 % interval), standard deviation {deviation:.3f}, n = 3"
-    assert expected in again.stdout
+    assert expected in again
     assert (tmp_path / "plots" / "benchmark_accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_accuracy_of_the_reference(tiny_mnist, tmp_path):
-    flags = ["--scheduler", "onecycle", "--epochs", 1, "--data_dir", tiny_mnist, "--output_dir", tmp_path]
-    done = command("accuracy", "--naive", "--seeds", 1, *flags)
-    assert done.returncode == 0, done.stderr
-    assert "n = 1" in done.stdout
+@pytest.mark.long
+def test_accuracy_of_the_reference(tiny, tmp_path, benchmarked):
+    flags = ["--scheduler", "onecycle", "--epochs", 1, "--data_dir", tiny, "--output_dir", tmp_path]
+    status, printed, error = benchmarked("accuracy", "--naive", "--seeds", 1, *flags)
+    assert status == 0, error
+    assert "n = 1" in printed
 
 
 @pytest.mark.parametrize(
@@ -154,18 +167,13 @@ def test_wrong_arguments(arguments, message, capsys):
     assert error.count("\n") == 1
 
 
-def test_sigterm_stops_the_series_and_what_it_trains(tiny_mnist, tmp_path):
-    flags = ["--epochs", 100_000, "--data_dir", tiny_mnist, "--output_dir", tmp_path, "--keep", "kept"]
-    line = [sys.executable, "-m", "tools.benchmark", "accuracy", "--seeds", "2", *map(str, flags)]
-    with subprocess.Popen(
-        line, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as series:
-        metrics = tmp_path / "outputs" / "kept_seed_1_metrics.json"
-        deadline = time.monotonic() + 120
-        while not metrics.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        series.terminate()
-        _, err = series.communicate(timeout=60)
+@pytest.mark.long
+def test_sigterm_stops_the_series_and_what_it_trains(tiny, tmp_path, python):
+    flags = ["--epochs", 100_000, "--data_dir", tiny, "--output_dir", tmp_path, "--keep", "kept"]
+    series = python("-m", "tools.benchmark", "accuracy", "--seeds", "2", *flags)
+    eventually((tmp_path / "outputs" / "kept_seed_1_metrics.json").exists, series)
+    series.terminate()
+    _, err = series.communicate()
     assert series.returncode == 130
     assert "interrupted; what is finished is kept" in err
     assert load_metrics_json("kept_seed_1", tmp_path)["status"] == "interrupted"

@@ -1,14 +1,16 @@
+import contextlib
+import io
 import json
-import subprocess
-import sys
 
 import pytest
+from conftest import HERE_FIRST
 
-from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError
+import tools.trainings
+from common.files import DamagedFileError, RunFiles, UsageError
 from data_utils import load_images, normalize, split_indices
 from imports import nn, torch
 from model_strategy import get_strategy
-from tools import ensemble, trainings
+from tools import ensemble
 from tools.ensemble import METHODS, Ensemble, fit_votings, fit_weights, load_ensemble, vote
 from tools.evaluate import __main__ as evaluate_command
 from tools.networks import ensemble_file
@@ -16,16 +18,6 @@ from training.config import TrainConfig
 from visualization import load_metrics_json, load_model_params
 
 RECIPE = 'epochs = 3\nscheduler = "onecycle"\nbatch_size = 30\n'
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "tools.ensemble", *map(str, arguments)],
-        cwd=PROJECT_DIR,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def log_probabilities(*rows) -> torch.Tensor:
@@ -125,23 +117,19 @@ def test_temperature_changes_the_confidence_and_no_decision():
 # The command
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of an ensemble of two networks of each of two models, its data folder, and what was printed."""
-    from conftest import make_tiny_mnist, write_sums
-
+@pytest.fixture(scope="module", params=HERE_FIRST, ids=["here", "processes"])
+def trained(request, tiny, tmp_path_factory):
+    """The folder of an ensemble of two networks of each of two models, the command's flags, and what it printed."""
     folder = tmp_path_factory.mktemp("ensemble")
-    make_tiny_mnist(folder / "data" / "MNIST" / "raw")
-    write_sums(folder / "data" / "MNIST" / "raw")
     (folder / "recipe.toml").write_text(RECIPE)
-    flags = ["--models", 1, 3, "--seeds", 2, "--config", folder / "recipe.toml", "--jobs", 2]
-    flags += ["--data_dir", folder / "data", "--output_dir", folder]
-    done = command(*flags)
-    assert done.returncode == 0, done.stderr
-    return folder, flags, done.stdout
+    flags = ["--models", "1", "3", "--seeds", "2", "--config", str(folder / "recipe.toml"), "--jobs", "2"]
+    flags += ["--data_dir", str(tiny), "--output_dir", str(folder)]
+    with request.param(), contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert ensemble.main(flags) == 0
+    return folder, flags, printed.getvalue()
 
 
-def test_what_it_trains_and_writes(trained):
+def test_what_it_trains_and_writes(trained, capsys):
     folder, flags, printed = trained
     description = json.loads((folder / "outputs" / "ensemble.json").read_text())
     names = [f"ensemble_model_{model}_seed_{seed}" for model in (1, 3) for seed in (1, 2)]
@@ -159,19 +147,18 @@ def test_what_it_trains_and_writes(trained):
     assert (chosen["weights"], chosen["temperature"]) == (description["weights"], description["temperature"])
     assert f"ensemble: {description['accuracy']:.2f} % on the test set" in printed
 
-    again = command(*flags)
-    assert again.returncode == 0
-    assert "to train" not in again.stdout
+    assert ensemble.main(flags) == 0
+    assert "to train" not in capsys.readouterr().out
     new = json.loads((folder / "outputs" / "ensemble.json").read_text())
     assert [new[key] for key in ("weights", "temperature", "accuracy")] == [
         description[key] for key in ("weights", "temperature", "accuracy")
     ]
 
 
-def test_what_it_says_is_what_the_loaded_ensemble_does(trained):
+def test_what_it_says_is_what_the_loaded_ensemble_does(trained, tiny):
     folder = trained[0]
     description = json.loads((folder / "outputs" / "ensemble.json").read_text())
-    images, labels = load_images(folder / "data", train=False)
+    images, labels = load_images(tiny, train=False)
     inputs = normalize(images.unsqueeze(1).float())
     with torch.inference_mode():
         right = load_ensemble("ensemble", folder)(inputs).argmax(1) == labels
@@ -186,7 +173,7 @@ def test_what_it_says_is_what_the_loaded_ensemble_does(trained):
     assert torch.equal(mine == labels, right)
 
 
-def test_the_method_is_fitted_on_images_that_the_twins_have_not_seen(trained, monkeypatch):
+def test_the_method_is_fitted_on_images_that_the_twins_have_not_seen(trained, tiny, monkeypatch):
     folder, flags, _ = trained
     seen = {}
 
@@ -195,8 +182,8 @@ def test_the_method_is_fitted_on_images_that_the_twins_have_not_seen(trained, mo
         return fit_votings(said, labels, models)
 
     monkeypatch.setattr(ensemble, "fit_votings", spy)
-    ensemble.build(ensemble.get_args_parser().parse_args(list(map(str, flags))))
-    images, labels = load_images(folder / "data", train=True)
+    ensemble.build(ensemble.get_args_parser().parse_args(flags))
+    images, labels = load_images(tiny, train=True)
     held_out = split_indices(labels, 50)[1]
     assert torch.equal(seen["labels"], labels[held_out])
     twin = load_model_params(get_strategy("3").build(), "ensemble_model_3_seed_2_held_out", folder)
@@ -206,9 +193,10 @@ def test_the_method_is_fitted_on_images_that_the_twins_have_not_seen(trained, mo
         )
 
 
-def test_it_is_evaluated_like_any_network(trained, capsys):
+@pytest.mark.long
+def test_it_is_evaluated_like_any_network(trained, tiny, capsys):
     folder = trained[0]
-    flags = ["--ensemble", "ensemble", "--data_dir", str(folder / "data"), "--output_dir", str(folder)]
+    flags = ["--ensemble", "ensemble", "--data_dir", str(tiny), "--output_dir", str(folder)]
     assert evaluate_command.main(flags) == 0
     evaluation = json.loads((folder / "outputs" / "ensemble_evaluation.json").read_text())
     description = json.loads((folder / "outputs" / "ensemble.json").read_text())
@@ -220,13 +208,12 @@ def test_it_is_evaluated_like_any_network(trained, capsys):
     assert "nothing.json" in capsys.readouterr().err
 
 
-def test_runs_with_held_out_images_of_their_own_need_no_twins(trained):
+def test_runs_with_held_out_images_of_their_own_need_no_twins(trained, tiny, capsys):
     folder = trained[0]
     members = ["ensemble_model_1_seed_1_held_out", "ensemble_model_3_seed_1_held_out"]
     flags = ["--members", *members, "--method", "hard", "--name", "own"]
-    done = command(*flags, "--data_dir", folder / "data", "--output_dir", folder)
-    assert done.returncode == 0, done.stderr
-    assert "to train" not in done.stdout
+    assert ensemble.main([*flags, "--data_dir", str(tiny), "--output_dir", str(folder)]) == 0
+    assert "to train" not in capsys.readouterr().out
     description = json.loads((folder / "outputs" / "own.json").read_text())
     assert (description["members"], description["method"]) == (members, "hard")
 
@@ -242,11 +229,11 @@ def test_runs_with_held_out_images_of_their_own_need_no_twins(trained):
         (["--members", "ensemble_model_1_seed_1", "ensemble_model_1_seed_1_held_out"], "different numbers of images"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_changes_nothing(trained, flags, message, capsys):
+def test_a_mistake_is_told_in_one_line_and_changes_nothing(trained, tiny, flags, message, capsys):
     folder = trained[0]
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     with pytest.raises(SystemExit) as caught:
-        ensemble.main([*flags, "--data_dir", str(folder / "data"), "--output_dir", str(folder)])
+        ensemble.main([*flags, "--data_dir", str(tiny), "--output_dir", str(folder)])
     assert caught.value.code == 2
     captured = capsys.readouterr()
     assert message in captured.err
@@ -257,7 +244,7 @@ def test_a_mistake_is_told_in_one_line_and_changes_nothing(trained, flags, messa
 def test_a_run_of_the_name_with_other_settings_is_not_taken_for_it(trained):
     folder, flags, _ = trained
     (folder / "other.toml").write_text(RECIPE + "dropout = 0.0\n")
-    args = ensemble.get_args_parser().parse_args([*map(str, flags), "--config", str(folder / "other.toml")])
+    args = ensemble.get_args_parser().parse_args([*flags, "--config", str(folder / "other.toml")])
     with pytest.raises(UsageError, match="ensemble_model_1_seed_1 is there with another dropout"):
         ensemble.build(args)
 
@@ -285,11 +272,16 @@ def test_a_damaged_description(trained, tmp_path, damage):
 
 def test_a_recipe_that_says_how_many_threads_gets_them(tmp_path, monkeypatch):
     started = {}
-    monkeypatch.setattr(trainings, "train_in_a_process", lambda run: started.update({run.name: run.threads}) or 0.0)
-    monkeypatch.setattr(trainings.os, "cpu_count", lambda: 8)
+
+    def note(run: TrainConfig) -> float:
+        started[run.name] = run.threads
+        return 0.0
+
+    monkeypatch.setattr(tools.trainings, "train_in_a_process", note)
+    monkeypatch.setattr(tools.trainings.os, "cpu_count", lambda: 8)
     runs = [
         TrainConfig(name="said", threads=3, output_dir=str(tmp_path)),
         TrainConfig(name="not", output_dir=str(tmp_path)),
     ]
-    trainings.train_missing(runs, jobs=2)
+    tools.trainings.train_missing(runs, jobs=2)
     assert started == {"said": 3, "not": 4}

@@ -1,47 +1,58 @@
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
-import socket
-import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pytest
-from conftest import sums_of, write_sums
+from conftest import finished, sums_of, write_sums
 from optuna.trial import TrialState
 
 from common.files import PROJECT_DIR
-from tools import tune
+from main import main
 from tools.intervals import mean_and_interval
+from tools.tune import __main__ as tune
 from tools.tune import space as tune_space
 from tools.tune import storage as tune_storage
 from training.config import TrainConfig
 from visualization import load_metrics_json
 
 NAME = "mnist_model_1"
+GRACE = 10  # seconds without a heartbeat, one a second, in place of 30 and 5
+
+# The command with workers that are forked, and so there at once, and that are taken for dead sooner.
+FORKED = f"""
+import multiprocessing, runpy, sys
+get_context = multiprocessing.get_context
+multiprocessing.get_context = lambda method: get_context("fork")
+from tools.tune import storage
+storage.HEARTBEAT, storage.GRACE = 1, {GRACE}
+sys.argv[:1] = ["tune", "--threads", "1", "--device", "cpu"]
+runpy.run_module("tools.tune", run_name="__main__")
+"""
 
 
-def start(*arguments: object, **options) -> "subprocess.Popen[str]":
-    line = [sys.executable, "-m", "tools.tune", "--threads", "1", "--device", "cpu", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(line, cwd=PROJECT_DIR, stdout=pipe, stderr=pipe, text=True, **options)
+def forked(*arguments: object) -> list[object]:
+    """The words after ``python`` of the command with these arguments."""
+    return ["-c", FORKED, *arguments]
 
 
-def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    with start(*arguments) as process:
-        out, err = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def spawned(*arguments: object) -> list[object]:
+    """The same for the command as it is."""
+    return ["-m", "tools.tune", "--threads", "1", "--device", "cpu", *arguments]
+
+
+@pytest.fixture
+def tuned(python):
+    """Runs the command, with forked workers, to its end."""
+    return lambda *arguments: finished(python(*forked(*arguments)))
 
 
 def load_study(folder: Path, name: str = NAME) -> optuna.Study:
@@ -52,42 +63,20 @@ def states(study: optuna.Study) -> list[str]:
     return [trial.state.name for trial in study.get_trials()]
 
 
-def wait_for(condition, seconds: float = 120):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(Exception):  # the study or its tables may not be there yet
-            if result := condition():
-                return result
-        time.sleep(0.1)
-    pytest.fail(f"not within {seconds} seconds")
+@pytest.fixture(scope="session", params=[forked, pytest.param(spawned, marks=pytest.mark.long)])
+def result(request, tiny, fork_server, once) -> "tuple[Path, str]":
+    """10 s: a finished study with its confirmation, long enough for what comes after random trials; what it said."""
 
+    def make(folder: Path) -> None:
+        flags = ["--trials", 14, "--workers", 2, "--epochs", 2, "--val_split", 100, "--batch_size", 20, "--confirm", 2]
+        process = fork_server.start(request.param(*flags, "--data_dir", tiny, "--output_dir", folder))
+        done = finished(process)
+        process.end()
+        assert (done.returncode, done.stderr) == (0, "")
+        (folder / "printed").write_text(done.stdout)
 
-def running_pids(study: optuna.Study) -> dict[int, int]:
-    """Trial number -> process of those under way."""
-    trials = study.get_trials(states=(TrialState.RUNNING,))
-    signed = {trial.number: trial.user_attrs.get("worker", {"trial": None}) for trial in trials}
-    return {number: worker["pid"] for number, worker in signed.items() if worker["trial"] == number}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As ``tiny_mnist``, once for all."""
-    from conftest import make_tiny_mnist
-
-    folder = tmp_path_factory.mktemp("tiny")
-    make_tiny_mnist(folder / "MNIST" / "raw")
-    write_sums(folder / "MNIST" / "raw")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def result(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, subprocess.CompletedProcess[str]]":
-    """A finished study with its confirmation, and what the command said."""
-    folder = tmp_path_factory.mktemp("study")
-    flags = ["--trials", 14, "--workers", 2, "--epochs", 2, "--val_split", 100, "--batch_size", 20, "--confirm", 2]
-    done = command(*flags, "--data_dir", tiny, "--output_dir", folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+    folder = once(f"study_{request.param.__name__}", make)
+    return folder, (folder / "printed").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -229,7 +218,7 @@ def test_two_workers_never_take_the_same_trial(tmp_path, monkeypatch):
 
 
 def test_what_a_study_leaves(result, tiny):
-    folder, done = result
+    folder, printed = result
     study = load_study(folder)
     assert set(states(study)) <= {"COMPLETE", "PRUNED"}
     assert len(study.trials) >= 14
@@ -238,16 +227,15 @@ def test_what_a_study_leaves(result, tiny):
         assert (settings["seed"], settings["threads"], settings["batch_size"]) == (1 + trial.number, 1, 20)
         assert {"torch", "optuna", "platform", "git_commit"} <= trial.user_attrs["environment"].keys()
         assert trial.params.items() <= settings.items()
-        assert f"trial {trial.number:<3} {trial.value:.2f} %" in done.stdout
+        assert f"trial {trial.number:<3} {trial.value:.2f} %" in printed
     first = {key: value for key, value in study.trials[0].params.items() if key not in ("dropout", "batch_size")}
     onecycle = TrainConfig(scheduler="onecycle")
     assert first == {key: getattr(onecycle, key) for key in first}
-    assert "min left" in done.stdout or "s left" in done.stdout
-    assert done.stderr == ""
+    assert "min left" in printed or "s left" in printed
     toml = tomllib.loads((folder / "outputs" / f"tuning_{NAME}.toml").read_text())
     wanted = {key: value for key, value in study.best_trial.user_attrs["settings"].items() if value is not None}
     assert toml == wanted | {"name": f"tuning_{NAME}", "data_dir": str(tiny)}
-    table = done.stdout[done.stdout.index("\ntrial  ") :].splitlines()[1:]
+    table = printed[printed.index("\ntrial  ") :].splitlines()[1:]
     ranked = sorted(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: (-trial.value, trial.number))
     assert table[0].split() == ["trial", *(str(trial.number) for trial in ranked[:8])]
     assert table[1].split()[2:] == [f"{trial.value:.2f}" for trial in ranked[:8]]
@@ -265,41 +253,40 @@ def test_the_report_needs_no_network(result):
 def test_the_settings_reproduce_the_best_trial_exactly(result, tmp_path):
     best = load_study(result[0]).best_trial
     config = result[0] / "outputs" / f"tuning_{NAME}.toml"
-    line = [sys.executable, "main.py", "--config", str(config), "--output_dir", str(tmp_path)]
-    done = subprocess.run(line, cwd=PROJECT_DIR, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main(["--config", str(config), "--output_dir", str(tmp_path)]) == 0
     metrics = load_metrics_json(f"tuning_{NAME}", tmp_path)
     assert metrics["val_acc"] == list(best.intermediate_values.values())
     assert metrics["val_acc"][-1] == best.value
 
 
-def test_on_real_mnist_the_settings_reproduce_the_trial(mnist, tmp_path):
+@pytest.mark.long
+def test_on_real_mnist_the_settings_reproduce_the_trial(mnist, tmp_path, python):
     flags = ["--trials", 1, "--epochs", 1, "--val_split", 55_000, "--scheduler", "onecycle"]
-    done = command(*flags, "--output_dir", tmp_path)
+    done = finished(python(*spawned(*flags, "--output_dir", tmp_path)))
     assert done.returncode == 0, done.stderr
     best = load_study(tmp_path).best_trial
     config = tmp_path / "outputs" / f"tuning_{NAME}.toml"
     assert "data_dir" not in tomllib.loads(config.read_text())
-    line = [sys.executable, "main.py", "--config", str(config), "--output_dir", str(tmp_path)]
-    assert subprocess.run(line, cwd=PROJECT_DIR, capture_output=True, check=False).returncode == 0
+    assert main(["--config", str(config), "--output_dir", str(tmp_path)]) == 0
     assert load_metrics_json(f"tuning_{NAME}", tmp_path)["val_acc"] == [best.value]
 
 
-def test_a_network_of_ones_own(own_network, tiny, tmp_path):
+@pytest.mark.long
+def test_a_network_of_ones_own(own_network, tiny, tmp_path, python):
     page = (PROJECT_DIR / "docs" / "tune.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```python\n(# my_tuning\.py\n.*?)```", page, flags=re.DOTALL)
     (own_network.parent / "my_tuning.py").write_text(script)
     flags = ["--model", "linear", "--trials", "2", "--workers", "2", "--epochs", "1", "--val_split", "100"]
-    line = [sys.executable, "my_tuning.py", *flags, "--data_dir", str(tiny), "--output_dir", str(tmp_path)]
+    line = ["my_tuning.py", *flags, "--data_dir", tiny, "--output_dir", tmp_path]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_DIR)}
-    done = subprocess.run(line, cwd=own_network.parent, env=environment, capture_output=True, text=True, check=False)
+    done = finished(python(*line, cwd=own_network.parent, env=environment))
     assert done.returncode == 0, done.stderr
     settings = tomllib.loads((tmp_path / "outputs" / "tuning_mnist_model_linear.toml").read_text())
     assert settings["model"] == "linear"
 
 
 def test_the_confirmation(result):
-    folder, done = result
+    folder, printed = result
     best = load_study(folder).best_trial
     rivals = load_study(folder, f"{NAME}_confirm_{best.number}").trials
     seeds = [1_000_001, 1_000_002]
@@ -316,7 +303,7 @@ def test_the_confirmation(result):
             assert TrainConfig(**mine) == TrainConfig(scheduler="onecycle", **given)
     tuned = [trial.value for trial in rivals if trial.params["recipe"] == "tuned"]
     mean, deviation, _ = mean_and_interval(tuned)
-    assert re.search(rf"^tuned +{mean:.3f} \+- {deviation:.3f} .* 2$", done.stdout, flags=re.MULTILINE)
+    assert re.search(rf"^tuned +{mean:.3f} \+- {deviation:.3f} .* 2$", printed, flags=re.MULTILINE)
 
 
 def test_a_confirmed_run_is_evaluated_on_the_test_images_as_main_does(result, tiny, tmp_path):
@@ -325,44 +312,43 @@ def test_a_confirmed_run_is_evaluated_on_the_test_images_as_main_does(result, ti
     config = tmp_path / "run.toml"
     settings = {key: value for key, value in trial.user_attrs["settings"].items() if value is not None}
     config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
-    line = [sys.executable, "main.py", "--config", str(config), "--data_dir", str(tiny), "--output_dir", str(tmp_path)]
-    assert subprocess.run(line, cwd=PROJECT_DIR, capture_output=True, check=False).returncode == 0
+    assert main(["--config", str(config), "--data_dir", str(tiny), "--output_dir", str(tmp_path)]) == 0
     metrics = load_metrics_json(NAME, tmp_path)
     assert metrics["val_acc"][-1] == trial.value
     assert metrics["test_acc"][-1] == trial.user_attrs["test_accuracy"]
 
 
-def test_a_study_goes_on_and_refuses_other_settings(result, tiny, tmp_path):
+def test_a_study_goes_on_and_refuses_other_settings(result, tiny, tmp_path, tuned):
     shutil.copytree(result[0], tmp_path, dirs_exist_ok=True)
     before = load_study(tmp_path).get_trials()
     flags = ["--epochs", 2, "--val_split", 100, "--batch_size", 20, "--data_dir", tiny, "--output_dir", tmp_path]
-    again = command(*flags, "--trials", 14)
+    again = tuned(*flags, "--trials", 14)
     assert again.returncode == 0, again.stderr
     assert f"Going on with {NAME}: {len(before)} of 14 trials are done." in again.stdout
     assert load_study(tmp_path).get_trials() == before
-    more = command(*flags, "--trials", len(before) + 1)
+    more = tuned(*flags, "--trials", len(before) + 1)
     assert more.returncode == 0, more.stderr
     assert load_study(tmp_path).get_trials()[:-1] == before
-    other = command("--epochs", 3, *flags[2:], "--trials", 20)
+    other = tuned("--epochs", 3, *flags[2:], "--trials", 20)
     assert other.returncode == 2
     assert f"the study {NAME} exists with other settings: epochs (2, not 3); choose another --name" in other.stderr
     narrower = tmp_path / "space.toml"
     narrower.write_text("dropout = {low = 0.0, high = 0.01}\n")
-    other = command(*flags, "--trials", 20, "--space", narrower)
+    other = tuned(*flags, "--trials", 20, "--space", narrower)
     assert "dropout ({'low': 0.0, 'high': 0.05}, not {'low': 0.0, 'high': 0.01})" in other.stderr
     assert len(load_study(tmp_path).get_trials()) == len(before) + 1
 
 
-def test_one_worker_repeats_a_study(tiny, tmp_path):
+def test_one_worker_repeats_a_study(tiny, tmp_path, tuned):
     flags = ["--trials", 3, "--epochs", 1, "--val_split", 100, "--data_dir", tiny]
     for folder in (tmp_path / "a", tmp_path / "b"):
-        assert command(*flags, "--output_dir", folder).returncode == 0
+        assert tuned(*flags, "--output_dir", folder).returncode == 0
     first, second = (load_study(tmp_path / name).get_trials() for name in ("a", "b"))
     assert [(trial.params, trial.value) for trial in first] == [(trial.params, trial.value) for trial in second]
     assert first[0].params != first[1].params
 
 
-def test_a_trial_does_not_read_the_test_set(tiny, tmp_path):
+def test_a_trial_does_not_read_the_test_set(tiny, tmp_path, tuned):
     data = tmp_path / "data"
     shutil.copytree(tiny, data)
     raw = data / "MNIST" / "raw"
@@ -370,182 +356,25 @@ def test_a_trial_does_not_read_the_test_set(tiny, tmp_path):
     write_sums(raw)
     assert sums_of(raw) != sums_of(tiny / "MNIST" / "raw")
     flags = ["--trials", 2, "--epochs", 1, "--val_split", 100, "--data_dir", data, "--output_dir", tmp_path]
-    done = command(*flags)
+    done = tuned(*flags)
     assert done.returncode == 0, done.stderr
-    confirmed = command(*flags, "--confirm", 2)  # reads it, at the end
+    confirmed = tuned(*flags, "--confirm", 2)  # reads it, at the end
     assert confirmed.returncode == 1
     assert "is not in MNIST's format" in confirmed.stderr
     assert confirmed.stderr.count("\n") == 1
 
 
-def test_settings_that_diverge_are_pruned(tiny, tmp_path):
+def test_settings_that_diverge_are_pruned(tiny, tmp_path, tuned):
     space = tmp_path / "space.toml"
     space.write_text('max_lr = [1e20, 1e21]\nscheduler = "onecycle"\n')
     flags = ["--trials", 2, "--epochs", 1, "--val_split", 100, "--data_dir", tiny, "--output_dir", tmp_path]
-    done = command(*flags, "--space", space)
+    done = tuned(*flags, "--space", space)
     assert done.returncode == 1
     assert done.stderr.endswith("no trial was trained to its end; narrow the --space to lower rates\n")
     assert done.stdout.count("diverged") == 2
     study = load_study(tmp_path)
     assert states(study) == ["PRUNED", "PRUNED"]
     assert all(re.search("loss is (nan|inf)", trial.user_attrs["diverged"]) for trial in study.trials)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# workers that end early
-# ---------------------------------------------------------------------------------------------------------------------
-
-LONG = ["--epochs", 60, "--val_split", 100, "--batch_size", 20]  # some seconds a trial
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_gone_on(tiny, tmp_path, signum):
-    flags = ["--trials", 4, "--workers", 2, *LONG, "--data_dir", tiny, "--output_dir", tmp_path]
-    process = start(*flags, start_new_session=True)
-    pids = wait_for(lambda: len(pids := running_pids(load_study(tmp_path))) == 2 and pids)
-    if signum == signal.SIGINT:
-        os.killpg(process.pid, signum)  # as a terminal does
-    else:
-        process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum
-    assert err == "python -m tools.tune: stopped; what is finished is kept, and the same command goes on\n"
-    for pid in pids.values():
-        assert not Path(f"/proc/{pid}").exists()
-    study = load_study(tmp_path)
-    assert "RUNNING" not in states(study)
-    assert states(study).count("WAITING") == 2
-    lost = {trial.number: trial for trial in study.get_trials(states=(TrialState.FAIL,))}
-    assert set(lost) >= set(pids)
-    done = command(*flags)
-    assert done.returncode == 0, done.stderr
-    after = load_study(tmp_path).get_trials()
-    again = [trial for trial in after if "retry_history" in trial.system_attrs]
-    assert len(again) == 2
-    for trial in again:
-        assert trial.state.is_finished()
-        before = lost[trial.system_attrs["failed_trial"]]
-        assert (trial.params, trial.user_attrs["settings"]) == (before.params, before.user_attrs["settings"])
-    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in after) == 4
-
-
-def test_workers_end_with_the_command(tiny, tmp_path):
-    flags = ["--trials", 4, "--workers", 2, *LONG, "--data_dir", tiny, "--output_dir", tmp_path]
-    process = start(*flags)
-    pids = wait_for(lambda: len(pids := running_pids(load_study(tmp_path))) == 2 and pids)
-    process.kill()
-    process.wait()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), 30)
-    assert "RUNNING" not in states(load_study(tmp_path))
-
-
-def stop_between_transactions(pid: int, folder: Path) -> None:
-    """Let the process stand still where it does not hold SQLite's lock, which would stop all others too."""
-    for _ in range(20):
-        os.kill(pid, signal.SIGSTOP)
-        with contextlib.closing(sqlite3.connect(folder / "outputs" / f"tuning_{NAME}.db", timeout=3)) as database:
-            try:
-                database.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:  # locked
-                os.kill(pid, signal.SIGCONT)
-                time.sleep(0.05)
-            else:
-                return
-    pytest.fail(f"process {pid} always holds the lock")
-
-
-def test_trials_that_stand_still_are_taken_over(tiny, tmp_path):
-    # one whose worker died before its first heartbeat, and one whose worker is stopped and wakes up when it is too late
-    flags = [*LONG, "--data_dir", tiny, "--output_dir", tmp_path]
-    assert command("--trials", 1, *flags).returncode == 0
-    never_begun = load_study(tmp_path).ask().number
-    process = start("--trials", 3, "--workers", 2, *flags)
-    try:
-        stopped, pid = wait_for(lambda: next(iter(running_pids(load_study(tmp_path)).items())))
-        stop_between_transactions(pid, tmp_path)
-        wait_for(lambda: load_study(tmp_path).trials[stopped].state.name == "FAIL", 3 * tune_storage.GRACE)
-        os.kill(pid, signal.SIGCONT)
-        _, err = process.communicate(timeout=10 * tune_storage.GRACE)
-    finally:
-        process.kill()
-    assert process.returncode == 0, err
-    assert err == ""
-    trials = load_study(tmp_path).get_trials()
-    assert "RUNNING" not in states(load_study(tmp_path))
-    assert trials[never_begun].state.name == "FAIL"
-    again = {trial.system_attrs["failed_trial"] for trial in trials if "failed_trial" in trial.system_attrs}
-    assert again == {never_begun, stopped}
-    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) >= 3
-
-
-@pytest.fixture
-def postgresql() -> Iterator[str]:
-    """The URL of a database in a PostgreSQL server of its own, on loopback, run by an ordinary user."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if not programs:
-        pytest.fail("PostgreSQL is not installed; Debian: apt-get install postgresql")
-    user = "nobody" if os.geteuid() == 0 else None  # the server refuses to run as root
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    if user:
-        shutil.chown(folder, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = {"user": user, "cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
-    password, data = folder / "password", folder / "data"
-    password.write_text("opensesame\n")
-    initdb = ["initdb", "-D", data, "-U", "tuner", "--auth=scram-sha-256", f"--pwfile={password}", "--no-sync"]
-    subprocess.run([programs[-1] / initdb[0], *initdb[1:]], **options)
-    control = [programs[-1] / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
-    settings = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
-    subprocess.run([*control, "-o", settings, "start"], **options)
-    try:
-        yield f"postgresql+psycopg://tuner:opensesame@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **options)
-        shutil.rmtree(folder)
-
-
-def test_a_killed_worker_on_postgresql(postgresql, tiny, tmp_path):
-    flags = ["--storage", postgresql, *LONG, "--data_dir", tiny, "--output_dir", tmp_path]
-    storage = optuna.storages.RDBStorage(postgresql)  # one for all questions: each keeps its connections
-    process = start("--trials", 7, "--workers", 2, *flags)
-
-    def study() -> optuna.Study:
-        return optuna.load_study(study_name=NAME, storage=storage)
-
-    try:
-        wait_for(lambda: states(study()).count("COMPLETE") >= 2)
-        killed, pid = wait_for(lambda: next(iter(running_pids(study()).items())))
-        before = study().get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-        os.kill(pid, signal.SIGKILL)
-        out, err = process.communicate(timeout=10 * tune_storage.GRACE)
-    finally:
-        process.kill()
-    assert process.returncode == 0, err
-    assert f"Note: worker {pid} ended early (SIGKILL); its trial was tried again." in out
-    after = study().get_trials()
-    assert all(after[trial.number] == trial for trial in before)
-    assert after[killed].state.name == "FAIL"
-    (again,) = [trial for trial in after if trial.system_attrs.get("failed_trial") == killed]
-    assert again.params == after[killed].params
-    assert again.user_attrs["settings"] == after[killed].user_attrs["settings"]
-    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in after) == 7
-    assert {trial.state.name for trial in after} <= {"COMPLETE", "PRUNED", "FAIL"}
-    # the same command on a second machine joins in: at once here, both with the same storage
-    both = [start("--trials", 17, *flags[:-1], tmp_path / name) for name in ("first", "second")]
-    try:
-        for one in both:
-            _, err = one.communicate(timeout=10 * tune_storage.GRACE)
-            assert one.returncode == 0, err
-    finally:
-        for one in both:
-            one.kill()
-    assert (tmp_path / "second" / "outputs").exists()
-    trials = study().get_trials()
-    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) in (17, 18)
-    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL"}
-    assert len({trial.user_attrs["worker"]["pid"] for trial in trials[len(after) :]}) == 2
 
 
 @pytest.mark.parametrize(
@@ -558,12 +387,17 @@ def test_a_killed_worker_on_postgresql(postgresql, tiny, tmp_path):
         ("sqlite:////absent/folder/study.db", 1, "unable to open database file"),
     ],
 )
-def test_wrong_storage(tiny, tmp_path, url, status, message):
-    done = command("--storage", url, "--val_split", 100, "--data_dir", tiny, "--output_dir", tmp_path)
-    assert done.returncode == status
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "secret" not in done.stderr
+def test_wrong_storage(tiny, tmp_path, url, status, message, capsys):
+    flags = ["--storage", url, "--val_split", "100", "--data_dir", str(tiny), "--output_dir", str(tmp_path)]
+    try:
+        found = tune.main(flags)
+    except SystemExit as exit_:
+        found = exit_.code
+    assert found == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "secret" not in error
 
 
 @pytest.mark.parametrize(
@@ -573,8 +407,8 @@ def test_wrong_storage(tiny, tmp_path, url, status, message):
         (["--val_split", 100, "--device", "cuda:99"], 2, "device: 'cuda:99' is not on this machine"),
     ],
 )
-def test_what_a_worker_finds_wrong_is_told_once(tiny, tmp_path, flags, status, message):
-    done = command("--workers", 2, *flags, "--data_dir", tiny, "--output_dir", tmp_path)
+def test_what_a_worker_finds_wrong_is_told_once(tiny, tmp_path, flags, status, message, tuned):
+    done = tuned("--workers", 2, *flags, "--data_dir", tiny, "--output_dir", tmp_path)
     assert done.returncode == status
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
