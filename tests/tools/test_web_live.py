@@ -14,7 +14,7 @@ import pytest
 
 from common.files import PROJECT_DIR
 from tools.browser import serving
-from tools.compare.runs import is_alive, status_of
+from tools.compare.sources import is_alive, status_of
 from tools.web.live import Watcher, means
 from visualization import load_metrics_json, save_metrics_json
 
