@@ -26,9 +26,9 @@ from tools.evaluate.measures import (
     predict,
     reliability_bins,
     scale,
-    wilson_interval,
 )
 from tools.evaluate.report import as_input, calibration, mean_corrupted_accuracy
+from tools.intervals import wilson_interval
 from visualization import load_metrics_json, load_model_params, save_metrics_json
 
 CPU = torch.device("cpu")

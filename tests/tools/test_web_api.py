@@ -25,17 +25,8 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from common.files import PROJECT_DIR
 from data_utils import load_images
 from image_data.form import MAX_BYTES, to_mnist
-from tools.web.measure import (
-    VARIATIONS,
-    accuracy_of_drawings,
-    ask,
-    connected,
-    drawn,
-    mean_over_variations,
-    placed,
-    png,
-    serving,
-)
+from tools.browser import ask, connected, serving
+from tools.web.measure import VARIATIONS, accuracy_of_drawings, drawn, mean_over_variations, placed, png
 
 CHECKS = [
     not_a_server_error,

@@ -17,9 +17,9 @@ from tools.evaluate.measures import (
     per_class,
     predict,
     reliability_bins,
-    scale,
-    wilson_interval,
 )
+from tools.intervals import wilson_interval
+from tools.voting import scale
 from training.machine import environment
 from visualization import count_parameters
 

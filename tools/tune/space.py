@@ -1,4 +1,4 @@
-"""What tools.tune searches: the table of settings, a file that changes it, and a trial's draw from it.
+"""What is searched: the table of settings, a file that changes it, and a trial's draw from it.
 
 space, fixed = read_space(Path("space.toml"), {"batch_size": 256})
 settings = suggest(trial, space, fixed)
