@@ -94,11 +94,7 @@ def show(args: argparse.Namespace) -> int:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = OneLineParser(
-        prog="python -m tools.augment",
-        description="Contact sheet and speed of an augmentation policy.",
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(description="Contact sheet and speed of an augmentation policy.", allow_abbrev=False)
     parser.add_argument("--policy", default="affine", help=f"one of {', '.join(POLICIES)} (affine)")
     parser.add_argument("--strength", type=float, default=1.0, help="factor of the policy's ranges (1)")
     parser.add_argument("--digits", type=int, default=10, help="how many images (10)")

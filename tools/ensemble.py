@@ -11,8 +11,6 @@ Members that are not there are trained first. How they vote is chosen, and the w
 on held-out training images, with twins of the members that were not trained on those: same settings, same seed.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys
@@ -229,9 +227,7 @@ def print_description(description: dict[str, Any]) -> None:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = OneLineParser(
-        prog="python -m tools.ensemble", description="Several networks that vote.", allow_abbrev=False
-    )
+    parser = OneLineParser(description="Several networks that vote.", allow_abbrev=False)
     parser.add_argument("--name", default="ensemble", help="of the ensemble and its file (ensemble)")
     parser.add_argument("--members", nargs="+", metavar="RUN", help="saved runs that vote; default: those of the next")
     parser.add_argument("--models", nargs="+", choices=known_models(), default=["1", "2", "3"], help="(1 2 3)")

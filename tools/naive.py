@@ -6,8 +6,6 @@ over batches. The networks and the schedule are the project's, nothing of its fa
     python -m tools.naive --model 1 --epochs 2 --seed 3
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time
@@ -87,9 +85,7 @@ def train(config: TrainConfig) -> int:
 
 def main() -> int:
     """Run the command. Returns its exit status."""
-    parser = OneLineParser(
-        prog="python -m tools.naive", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    parser = OneLineParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", default="1")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--scheduler", default="onecycle")

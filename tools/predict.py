@@ -26,7 +26,6 @@ DEFAULT_RUN = "mnist_model_1"
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = OneLineParser(
-        prog="python -m tools.predict",
         description="Which digits are on images.",
         epilog="An image is a PNG, JPEG or WebP file of one digit, dark on light or light on dark.",
         allow_abbrev=False,

@@ -22,8 +22,8 @@ from data_utils import load_images
 from imports import torch
 from model_strategy import get_strategy
 from tools.export import __main__ as export
-from tools.export import measures
 from tools.export.formats import FORMATS, MAX_BATCH
+from tools.export.results import ROUNDS, measure_latency
 from visualization import load_model_params, save_model_params
 
 NAMES = ["mnist_model_1", "mnist_model_2", "mnist_model_3"]
@@ -287,11 +287,11 @@ def test_runners_take_turns():
         return run
 
     threads = torch.get_num_threads()
-    latency = measures.measure_latency({"slow": runner("s", 2e-3), "fast": runner("f", 2e-4)}, torch.zeros(100, 1))
+    latency = measure_latency({"slow": runner("s", 2e-3), "fast": runner("f", 2e-4)}, torch.zeros(100, 1))
     assert torch.get_num_threads() == threads
     assert latency["slow"]["1"] >= 2
     assert 0.2 <= latency["fast"]["1"] < latency["slow"]["1"]
-    assert "".join(order).count("sf") == 2 * (measures.ROUNDS + 1)
+    assert "".join(order).count("sf") == 2 * (ROUNDS + 1)
 
 
 def test_the_guide_runs(exported, monkeypatch):

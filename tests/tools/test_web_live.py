@@ -12,7 +12,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from forking import SECONDS
 
-from tools.compare.runs import is_alive, status_of
+from common.files import PROJECT_DIR
+from tools.browser import serving
+from tools.compare.sources import is_alive, status_of
 from tools.web.live import Watcher, means
 from visualization import load_metrics_json, save_metrics_json
 

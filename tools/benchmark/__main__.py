@@ -5,8 +5,6 @@ python -m tools.benchmark throughput --processes 2 --batch_size 512
 python -m tools.benchmark accuracy --model 1 --seeds 10 --scheduler onecycle --epochs 15
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -23,11 +21,7 @@ from training.config import TrainConfig, add_training_flags
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The two subcommands and their flags."""
-    parser = OneLineParser(
-        prog="python -m tools.benchmark",
-        description="Speed of a training step, accuracy of a recipe.",
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(description="Speed of a training step, accuracy of a recipe.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
 
     speed = commands.add_parser("throughput", help="images/s of the default and the best flags against a naive loop")

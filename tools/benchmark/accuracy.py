@@ -1,7 +1,5 @@
 """How accurate a recipe is over seeds. Resumable: a finished seed is never run again."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

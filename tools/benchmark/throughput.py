@@ -4,8 +4,6 @@ Each way has a process of its own, and a round of each follows after the other, 
 as fair to all of them.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import math

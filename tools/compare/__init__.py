@@ -1,7 +1,6 @@
 """The runs beside each other: ``python -m tools.compare``.
 
 comparer.py   the comparison, as data
-runs.py       the runs' metrics, and whether a run still trains
-digits.py     MNIST's test digits
+sources.py    the runs' metrics, MNIST's test digits
 page.py       the comparison as one HTML file
 """

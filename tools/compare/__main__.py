@@ -7,8 +7,6 @@ The page (``python -m tools.web``) shows the same: what is compared is computed 
 ``tools/web/static`` in both.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -41,11 +39,7 @@ def print_table(rows: Sequence[RunRow]) -> None:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = OneLineParser(
-        prog="python -m tools.compare",
-        description="Compare trained runs, as a table and as one HTML file.",
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(description="Compare trained runs, as a table and as one HTML file.", allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="RUN", help="runs or ensembles; default: all that there are")
     parser.add_argument("--output", type=Path, help="the HTML file; default: outputs/comparison.html")
     parser.add_argument("--output_dir", help="folder with outputs; default: the project")

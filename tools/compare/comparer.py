@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.cli import silent
 from common.files import DamagedFileError, RunFiles, UsageError
-from tools.compare.digits import mnist_test_digits
-from tools.compare.runs import MetricsCache, batches_per_epoch, status_of
+from tools.compare.sources import MetricsCache, batches_per_epoch, mnist_test_digits, status_of
 from tools.networks import ENSEMBLE_COMMAND, Networks, ensemble_file, known_ensembles, read_ensemble
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
 """The comparison as one HTML file, drawn by the page's own script."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import asdict

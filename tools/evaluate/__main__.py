@@ -4,8 +4,6 @@ python -m tools.evaluate --name mnist_model_1
 python -m tools.evaluate --ensemble ensemble
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -23,7 +21,6 @@ from training.config import TrainConfig
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags. Those that are not given are not in the result."""
     parser = OneLineParser(
-        prog="python -m tools.evaluate",
         description="Accuracy, errors, calibration, robustness and saliency of a trained network.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

@@ -9,8 +9,6 @@ that loses more than ``--max_drop`` points on other training images gets no name
 the files.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import logging
@@ -43,7 +41,6 @@ def quiet() -> Iterator[None]:
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = OneLineParser(
-        prog="python -m tools.export",
         description=(__doc__ or "").partition("\n")[0],
         epilog="examples:\n" + (__doc__ or "").split("\n\n")[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -14,8 +14,15 @@ from common.files import RunFiles, atomic_write
 from data_utils import MEAN, STD, load_images, split_indices
 from imports import torch
 from tools.export.formats import FORMATS, Deployed, Format, Runner
-from tools.export.measures import Images, compare, measure_latency, percent_right, probabilities
-from tools.export.report import export_figure, print_results
+from tools.export.results import (
+    Images,
+    compare,
+    export_figure,
+    measure_latency,
+    percent_right,
+    print_results,
+    probabilities,
+)
 from tools.networks import load_network
 from tools.output import write_figure, write_json
 from training.machine import environment

@@ -1,11 +1,10 @@
 """Better settings for a network on a data set: ``python -m tools.tune``, or ``main`` from a script.
 
-space.py          what is searched, and a trial's draw from it
-storage.py        the study and its database
-worker.py         a process that takes trials and trains them
-workers.py        this machine's workers, from outside
-results.py        tables, the best settings as a file, the report
-confirmation.py   the best settings against the specification's
+space.py     what is searched, and a trial's draw from it
+storage.py   the study and its database
+worker.py    a process that takes trials and trains them
+workers.py   this machine's workers, from outside
+results.py   tables, the best settings as a file, the report, the confirmation
 """
 
 from collections.abc import Sequence

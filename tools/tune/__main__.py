@@ -9,8 +9,6 @@ command again goes on with the study. It leaves ``outputs/tuning_NAME.toml``, th
 --config``, and ``outputs/tuning_NAME.html``, a report.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -22,8 +20,16 @@ from typing import Any
 from common.cli import INTERRUPTED, OneLineParser, StopSignals, check_at_least, exit_status
 from common.files import RunFiles, UsageError
 from image_data.fetch import ensure_mnist, sha256_of
-from tools.tune.confirmation import confirmation_table, queue_seeds, recipes_to_compare
-from tools.tune.results import best_trials, print_table, trial_table, write_report, write_settings
+from tools.tune.results import (
+    best_trials,
+    confirmation_table,
+    print_table,
+    queue_seeds,
+    recipes_to_compare,
+    trial_table,
+    write_report,
+    write_settings,
+)
 from tools.tune.space import read_space, starting_point
 from tools.tune.storage import ELSEWHERE, TuneError, open_storage, open_study, quiet, storage_errors
 from tools.tune.worker import CONFIRM_SEED, Job
@@ -98,7 +104,6 @@ def tune(args: argparse.Namespace, given: dict[str, Any]) -> int:
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags, and every flag of ``main.py``, which sets what is then not searched."""
     parser = OneLineParser(
-        prog="python -m tools.tune",
         description="Find better settings for a network on a data set.",
         epilog="A flag of main.py that is given, or a key of --config, is not searched.",
         argument_default=argparse.SUPPRESS,

@@ -8,8 +8,6 @@
 The last three time things: let nothing else run meanwhile. ``strokes`` and ``watched`` need Playwright and Chromium.
 """
 
-from __future__ import annotations
-
 import argparse
 import http.client
 import io
@@ -251,9 +249,7 @@ def _train(folder: str, name: str, epochs: int) -> tuple[float, float]:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The subcommands and their flags."""
-    parser = OneLineParser(
-        prog="python -m tools.web.measure", description="What the page is held to, measured.", allow_abbrev=False
-    )
+    parser = OneLineParser(description="What the page is held to, measured.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
     command = commands.add_parser("drawings", help="test digits drawn large, through the API")
     command.add_argument("--count", type=int, default=1000, help="how many digits (1000)")

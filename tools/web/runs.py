@@ -1,6 +1,4 @@
-"""The runs: in a table, compared, watched while they train: /api/runs, /api/comparison and /api/live."""
-
-from __future__ import annotations
+"""What the views Compare and Live ask: /api/runs, /api/comparison and, while runs train, /api/live."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,9 +11,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from common.files import UsageError
 from tools.compare.comparer import RunRow
-from tools.web.limits import problems
 from tools.web.live import LOOK_SECONDS
-from tools.web.server import TheServer
+from tools.web.server import TheServer, problems
 
 WATCHING = 32  # pages that watch at once
 

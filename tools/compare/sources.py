@@ -1,13 +1,15 @@
-"""What the metrics of runs say, read again only when a file changed, and whether a run still trains."""
+"""What is compared: the runs' metrics and MNIST's test digits, each read again only when a file changed."""
 
 from __future__ import annotations
 
 import functools
 import math
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.files import DamagedFileError, RunFiles, existing_runs
+from common.cli import silent
+from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, existing_runs
 from tools.cache import FileCache
 from tools.networks import is_a_name
 
@@ -71,3 +73,26 @@ def is_alive(pid: int, updated: str) -> bool:
         return True
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
+
+
+_digits: FileCache[Any] = FileCache()
+
+
+def mnist_test_digits(data_dir: str | None = None) -> Any:
+    """The test images uint8 [N, 28, 28] and labels [N] as arrays; None if they are not on this machine."""
+    folder = PROJECT_DIR / "data" if data_dir is None else Path(data_dir)
+    files = [folder / "MNIST" / "raw" / f"t10k-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+    return _digits.get(folder, files, functools.partial(_read, folder))
+
+
+def _read(folder: Path) -> Any:
+    from data_utils import load_images
+    from image_data.fetch import DataError, is_there
+
+    if not is_there(folder):
+        return None  # to fetch them is for the training command
+    try:
+        images, labels = load_images(folder, train=False, log=silent)
+    except (DataError, UsageError):
+        return None
+    return images.numpy(), labels.numpy()

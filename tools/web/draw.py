@@ -1,15 +1,16 @@
-"""Which digit is on an image, by every network: /api/predict and /api/models."""
+"""What the view Draw asks: /api/predict and /api/models, which digit it is; /api/digits, one of MNIST's."""
 
-from __future__ import annotations
+import random
+from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, HTTPException, Path, Request
 from pydantic import BaseModel, Field
 
 from image_data.form import MAX_BYTES, EmptyImageError, ImageError, MnistImage, TooLargeError, read_grey, to_mnist
+from tools.compare.sources import mnist_test_digits
 from tools.networks import Network, probabilities
-from tools.web.limits import problems, read_body
-from tools.web.server import TheServer
+from tools.web.server import Server, TheServer, problems, read_body
 
 MNIST_BYTES = 784
 RAW_TYPE = "application/octet-stream"
@@ -22,7 +23,7 @@ BODY_SCHEMA = {
     "content": {**dict.fromkeys(IMAGE_TYPES, IMAGE_SCHEMA), RAW_TYPE: RAW_SCHEMA},
 }
 
-router = APIRouter(prefix="/api", tags=["predict"])
+router = APIRouter(prefix="/api")
 
 
 class Prediction(BaseModel):
@@ -46,6 +47,14 @@ class ModelInfo(BaseModel):
     kind: str = Field(description="network or ensemble")
     parameters: int
     accuracy: float | None = Field(description="of the 10,000 test images, in percent")
+
+
+class TestDigit(BaseModel):
+    """A test image and its true label."""
+
+    index: int
+    label: int = Field(ge=0, le=9)
+    pixels: list[int] = Field(description="28 x 28 grey levels, white on black", min_length=784, max_length=784)
 
 
 def mnist_form(content_type: str, body: bytes) -> MnistImage:
@@ -84,6 +93,7 @@ def answer(networks: list[Network], image: MnistImage) -> Answer:
     response_model=Answer,
     responses=problems(403, 408, 413, 415, 422, 503),
     openapi_extra={"requestBody": BODY_SCHEMA},
+    tags=["predict"],
 )
 async def predict(request: Request, server: TheServer) -> Answer:
     """Which digit is on an image, by every network."""
@@ -104,8 +114,37 @@ async def predict(request: Request, server: TheServer) -> Answer:
         return await server.inference.work(work)
 
 
-@router.get("/models", response_model=list[ModelInfo], responses=problems(403, 503))
+@router.get("/models", response_model=list[ModelInfo], responses=problems(403, 503), tags=["predict"])
 async def models(server: TheServer) -> list[ModelInfo]:
     """The networks that answer."""
     found = await server.reading.run(server.answering_networks)
     return [ModelInfo.model_validate(network, from_attributes=True) for network in found]
+
+
+async def test_digit(server: Server, index: int | None) -> TestDigit:
+    """The test image ``index``; None: any of them.
+
+    Raises:
+        HTTPException: 404, there is none.
+    """
+    digits = await server.reading.run(mnist_test_digits, server.settings.data_dir)
+    if digits is None:
+        raise HTTPException(404, "MNIST is not on this machine; a training fetches it: python main.py --epochs 1")
+    images, labels = digits
+    if index is None:
+        index = random.randrange(len(labels))
+    if index >= len(labels):
+        raise HTTPException(404, f"there is no test image {index}; there are {len(labels):,}")
+    return TestDigit(index=index, label=int(labels[index]), pixels=images[index].reshape(-1).tolist())
+
+
+@router.get("/digits/random", response_model=TestDigit, responses=problems(403, 404, 503), tags=["digits"])
+async def random_digit(server: TheServer) -> TestDigit:
+    """A test image, drawn at random."""
+    return await test_digit(server, None)
+
+
+@router.get("/digits/{index}", response_model=TestDigit, responses=problems(403, 404, 422, 503), tags=["digits"])
+async def one_digit(server: TheServer, index: Annotated[int, Path(ge=0, le=1_000_000)]) -> TestDigit:
+    """The test image of this number."""
+    return await test_digit(server, index)
