@@ -176,6 +176,12 @@ def add_training_flags(parser: argparse.ArgumentParser, leave_out: Collection[st
     )
 
 
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of the flags of ``add_training_flags`` that were given."""
+    names = {spec.name for spec in fields(TrainConfig)}
+    return {name: value for name, value in vars(args).items() if name in names}
+
+
 def field_type(spec: Field[Any]) -> type:
     """The type of a field of TrainConfig, without its None."""
     hint = get_type_hints(TrainConfig)[spec.name]

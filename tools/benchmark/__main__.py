@@ -8,7 +8,6 @@ python -m tools.benchmark accuracy --model 1 --seeds 10 --scheduler onecycle --e
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from common.cli import OneLineParser, check_at_least, exit_status
@@ -16,7 +15,7 @@ from common.files import PROJECT_DIR, UsageError
 from tools.benchmark.accuracy import accuracy
 from tools.benchmark.throughput import throughput
 from tools.trainings import stopping_on_sigterm
-from training.config import TrainConfig, add_training_flags
+from training.config import add_training_flags, given_settings
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -60,10 +59,8 @@ def run(args: argparse.Namespace) -> int:
         if args.processes < 0 or args.processes == 1:
             raise UsageError(f"processes: {args.processes} is not allowed; it must be at least 2")
         return throughput(args)
-    names = {spec.name for spec in fields(TrainConfig)}
-    given = {key: value for key, value in vars(args).items() if key in names}
     args.config = getattr(args, "config", None)
-    return accuracy(args, given)
+    return accuracy(args, given_settings(args))
 
 
 if __name__ == "__main__":

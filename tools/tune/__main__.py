@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from tools.tune.space import read_space, starting_point
 from tools.tune.storage import ELSEWHERE, TuneError, open_storage, open_study, quiet, storage_errors
 from tools.tune.worker import CONFIRM_SEED, Job
 from tools.tune.workers import Progress, run_workers
-from training.config import TrainConfig, add_training_flags, read_config_file
+from training.config import TrainConfig, add_training_flags, given_settings, read_config_file
 
 # Short runs, so that there can be many, judged on images that they were not trained on.
 DEFAULTS = {"epochs": 3, "val_split": 10_000}
@@ -134,10 +134,8 @@ def run(args: argparse.Namespace) -> int:
     check_at_least(args, trials=1, workers=1, confirm=0)
     if args.confirm == 1:
         raise UsageError("confirm: 1 is not allowed; one seed has no spread, it must be at least 2")
-    names = {spec.name for spec in fields(TrainConfig)}
-    given = {key: value for key, value in vars(args).items() if key in names}
     args.config = getattr(args, "config", None)
-    return tune(args, given)
+    return tune(args, given_settings(args))
 
 
 if __name__ == "__main__":
