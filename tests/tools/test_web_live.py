@@ -12,8 +12,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from forking import SECONDS
 
-from common.files import PROJECT_DIR
-from tools.browser import serving
 from tools.compare.sources import is_alive, status_of
 from tools.web.live import Watcher, means
 from visualization import load_metrics_json, save_metrics_json
