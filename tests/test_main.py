@@ -164,8 +164,8 @@ def test_the_bar_shows_on_a_terminal(tmp_path, tiny, python):
     terminal, its_end = os.openpty()
     fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))  # rows, columns
     folders = ["--data_dir", tiny, "--output_dir", tmp_path / "results"]
-    env = {**os.environ, "TQDM_MININTERVAL": "0"}
-    process = python("main.py", "--epochs", "1", *folders, env=env, terminal=its_end)
+    # 150 steps, so that the bar is drawn again, which it is ten times a second
+    process = python("main.py", "--epochs", "1", "--batch_size", "2", *folders, terminal=its_end)
     os.close(its_end)
     shown = b""
     with contextlib.suppress(OSError):  # what the end of a terminal's output is on Linux
