@@ -7,6 +7,7 @@
 // a last group has no images for are zero wherever a convolution reads or writes, and so add nothing to any sum.
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -33,6 +34,7 @@ typedef int32_t Mask __attribute__((vector_size(LANES * sizeof(int32_t)), may_al
 
 constexpr int K = 4;           // output channels that are computed together, at most
 constexpr int P = 3;           // pixels, at most: K * P sums, P inputs and a weight fill the 16 registers of AVX2
+constexpr int64_t PART = 4;    // groups of an evaluation that go through the layers together
 constexpr int64_t BAND = 512;  // vectors of K channels that the first-level cache keeps: 16 kB of AVX2
 
 // One group's activations, or what lies inside of a border of them.
@@ -542,30 +544,41 @@ Stage run_layer(const Layer& layer, const Stage& from, int64_t images, bool trai
   return to;
 }
 
+using Made = std::tuple<Tensor, std::vector<Tensor>>;
+
 // What the layers make of images [N, channels, height, width], and what the way back needs of them in training.
-std::tuple<Tensor, std::vector<Tensor>> forward(const Tensor& images, at::TensorList parameters,
-                                                at::TensorList statistics, at::IntArrayRef blocks,
-                                                at::ArrayRef<double> settings, bool training, int64_t seed) {
-  TORCH_CHECK(images.dim() == 4 && images.scalar_type() == at::kFloat && images.is_contiguous(), "not such images");
+Made run(const Tensor& images, const std::vector<Layer>& layers, bool training, uint64_t seed) {
   const int64_t n = images.size(0), groups = (n + LANES - 1) / LANES;
   const Tensor x = empty_activations(groups, images.size(2), images.size(1), images.size(3));
   for_groups(groups, [&](int64_t group) { from_images(images, group, Plane(x, group)); });
   Stage stage(x, at::empty({0}, at::kInt));
   std::vector<Tensor> saved;
-  const auto save = [&] {
-    if (training) saved.insert(saved.end(), {stage.x, stage.numbers, stage.extra});
-  };
-  save();
   uint64_t stream = 0;
-  for (Layer layer : layers_of(parameters, statistics, blocks, settings)) {
-    if (!training) layer.p = 0;
+  for (const Layer& layer : layers) {
+    if (training) saved.insert(saved.end(), {stage.x, stage.numbers, stage.extra});
     stage = run_layer(layer, stage, n, training, seed, stream);
     stream += groups;
-    save();
   }
+  saved.insert(saved.end(), {stage.x, stage.numbers, stage.extra});
   const Tensor out = at::empty({n, stage.x.size(2), stage.x.size(1), stage.x.size(3)}, at::kFloat);
   for_groups(groups, [&](int64_t group) { to_images(stage.reader(group, n), group, out); });
   return {out, saved};
+}
+
+// In evaluation a part of the images goes through all layers before the next, by one thread, while the caches have it.
+Made forward(const Tensor& images, at::TensorList parameters, at::TensorList statistics, at::IntArrayRef blocks,
+             at::ArrayRef<double> settings, bool training, int64_t seed) {
+  TORCH_CHECK(images.dim() == 4 && images.scalar_type() == at::kFloat && images.is_contiguous(), "not such images");
+  std::vector<Layer> layers = layers_of(parameters, statistics, blocks, settings);
+  if (training) return run(images, layers, training, seed);
+  for (Layer& layer : layers) layer.p = 0;
+  const int64_t size = PART * LANES, parts = std::max<int64_t>(1, (images.size(0) + size - 1) / size);
+  std::vector<Tensor> made(parts);
+  for_groups(parts, [&](int64_t part) {
+    const int64_t first = part * size, n = std::min(size, images.size(0) - first);
+    made[part] = std::get<0>(run(images.narrow(0, first, n), layers, training, seed));
+  });
+  return {at::cat(made), {}};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from typing import Any
 from imports import fx, nn, once_differentiable, torch
 
 IMAGE = (1, 28, 28)  # channels, height, width
-PART = 128  # images of an evaluation that go through the layers together: their activations stay in the caches
 
 
 class UnknownLayersError(ValueError):
@@ -55,6 +54,7 @@ class KernelNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.layers, self.head = divided(network)
+        self.train(network.training)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         as_planned = images.device.type == "cpu" and images.dtype == torch.float32 and images.shape[1:] == IMAGE
@@ -63,13 +63,9 @@ class KernelNetwork(nn.Module):
         elif self.training:
             out = self.head(_Train.apply(images.contiguous(), self.layers, *self.layers.parameters))
         else:
-            out = torch.cat([self.head(self._evaluate(part)) for part in images.contiguous().split(PART)])
-        return out
-
-    def _evaluate(self, images: torch.Tensor) -> torch.Tensor:
-        layers = self.layers
-        out: torch.Tensor
-        out, _ = torch.ops.small_networks.forward(images, layers.parameters, *layers.others, False, 0)
+            layers = self.layers
+            made, _ = torch.ops.small_networks.forward(images.contiguous(), layers.parameters, *layers.others, False, 0)
+            out = self.head(made)
         return out
 
 
