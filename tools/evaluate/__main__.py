@@ -5,6 +5,7 @@ python -m tools.evaluate --ensemble ensemble
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,8 +56,10 @@ def load(config: TrainConfig, ensemble: bool) -> Network:
 def run(config: TrainConfig, ensemble: bool) -> None:
     """Measure, print the tables, write the JSON and the pictures."""
     from data_utils import load_images, split_indices
-    from imports import torch
+    from imports import nn, torch
+    from tools.voting import Ensemble
     from training.machine import keep_freed_memory, resolve_device
+    from training.native import with_kernels
 
     device = resolve_device(config.device)
     network = load(config, ensemble)
@@ -67,6 +70,11 @@ def run(config: TrainConfig, ensemble: bool) -> None:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         keep_freed_memory()
+        log = functools.cache(print)  # what is said of one member is not said of the next
+        if isinstance(model, Ensemble):
+            model.members = nn.ModuleList(with_kernels(member, log) for member in model.members)
+        else:
+            model = with_kernels(model, log)
 
     from common.results import save_json
     from tools.evaluate.figures import all_figures
