@@ -43,6 +43,7 @@ from models.receptive_field import receptive_fields
 from training.config import TrainConfig, add_training_flags, fields_in
 from training.machine import environment, has_bfloat16
 from training.setup import prepare_run
+from training.step import train_one_epoch
 from visualization import load_metrics_json
 
 BEST_BATCH = 512  # images a step at which the cores do the most
@@ -205,14 +206,12 @@ def _training(setting: Setting, model: str, data_dir: str, output_dir: str) -> C
     )
     config.files.make_folders()
     run = prepare_run(config, torch.device("cpu"))
-    batches = itertools.chain.from_iterable(run.data.train for _ in itertools.count())
+    steps = itertools.chain.from_iterable(train_one_epoch(run.step, run.data.train) for _ in itertools.count())
 
     def train(count: int) -> int:
         before = run.report.count
-        while count > 0:  # an epoch at most, as the loop is asked for
-            steps = min(count, len(run.data.train))
-            run.train_batches(itertools.islice(batches, steps))
-            count -= steps
+        for result in itertools.islice(steps, count):
+            run.report.step(result)
         run.report.fetch()
         return run.report.count - before
 

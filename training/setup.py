@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from common.files import UsageError
-from data_utils import load_data
+from data_utils import Data, TensorBatches, load_data
 from imports import AveragedModel, get_ema_multi_avg_fn, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import ModelContext, get_strategy
+from training.captured import CapturedStep
 from training.config import TrainConfig
 from training.machine import (
     CompiledOrEager,
@@ -79,8 +80,27 @@ def prepare_run(
         config.label_smoothing,
     )
     metrics = new_metrics(config, model, device, data.train_size)
-    metrics["environment"] |= {"processes": processes.count, "kernels": kernels}
+    environment = metrics["environment"]
+    environment |= {"processes": processes.count, "kernels": kernels, "graph": device.type == "cuda" and config.graph}
+    if environment["graph"]:
+
+        def without(reason: str) -> None:
+            environment["graph"] = False
+            log(f"Note: without a CUDA graph, so slower: {reason}.")
+
+        step = captured(step, data, processes, without)
     return Run(config, data, processes, model, step, scheduler, Report(config, metrics, device, processes, log))
+
+
+def captured(step: Step, data: Data, processes: Processes, without: Callable[[str], None]) -> Step:
+    """``step`` as one CUDA graph where that can be; elsewhere ``step`` itself, and ``without`` hears why."""
+    if processes.count > 1:
+        without("several processes exchange their gradients within a step")
+    elif not isinstance(data.train, TensorBatches):
+        without("the torchvision pipeline makes its batches on the CPU")
+    else:
+        return CapturedStep(**vars(step), batches=data.train, without=without)
+    return step
 
 
 def share_evenly(config: TrainConfig, processes: Processes) -> None:

@@ -270,7 +270,7 @@ def test_settings_of_a_config_file_reach_the_training(tmp_path, tiny_mnist):
     folders = {"data_dir": str(tiny_mnist), "output_dir": str(tmp_path)}
     config = TrainConfig(scheduler="onecycle", epochs=2, batch_size=30, device="cpu", **refined, **folders)
     config.files.make_folders()
-    run = prepare_run(config, CPU, silent)
+    run = prepare_run(config, CPU, log=silent)
     assert {layer.p for layer in run.model.modules() if isinstance(layer, nn.Dropout)} == {0.3}
     assert {layer.momentum for layer in run.model.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.02}
     weights, others = run.step.optimizer.param_groups
