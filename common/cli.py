@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common.files import CommandError, UsageError
 
@@ -20,7 +20,13 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Tells a mistake in one line, without the usage block."""
+    """Tells a mistake in one line, without the usage block; ``python -m tools.NAME`` is known by these words."""
+
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        module = getattr(sys.modules["__main__"], "__spec__", None)
+        if prog is None and module is not None and module.origin == sys.argv[0]:  # as argparse does from 3.14 on
+            prog = f"python -m {module.name.removesuffix('.__main__')}"
+        super().__init__(prog, **options)
 
     def error(self, message: str) -> NoReturn:
         # What was typed may hold anything, line breaks included.

@@ -83,7 +83,7 @@ def save_json(fields: dict[str, Any], path: Path, durable: bool = True) -> Path:
 
 
 def load_metrics_json(name: str, output_dir: OutputDir = None) -> Metrics:
-    """The metrics of the run ``name``: see the README for the fields.
+    """The metrics of the run ``name``: docs/train.md has the fields.
 
     Raises:
         FileNotFoundError: there is no such run; the message lists those that exist.

@@ -19,7 +19,7 @@ from data_utils import load_images, normalize
 from image_data.fetch import MNIST_SHA256, ensure_mnist
 from imports import torch
 from model_strategy import get_strategy
-from tools.web.measure import serving
+from tools.browser import serving
 from visualization import load_model_params
 
 

@@ -67,7 +67,7 @@ def test_wrong_arguments(arguments, message, tmp_path, capsys):
     if "--output_dir" not in words:
         words += ["--output_dir", str(tmp_path / "results")]
     error = fails_with_one_line(words, capsys)
-    assert error.startswith(f"{os.path.basename(sys.argv[0])}: error: ")
+    assert error.startswith(f"{command.get_args_parser().prog}: error: ")
     assert message in error
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "file"]
 

@@ -56,7 +56,7 @@ def test_accuracy_bar(accuracies):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_trained_by_the_command_as_the_readme_says(name, shipped_project):
+def test_trained_by_the_command_as_the_docs_say(name, shipped_project):
     metrics = load_metrics_json(f"mnist_model_{name}", shipped_project)
     config = TrainConfig(**metrics["config"])
     assert config == TrainConfig.from_sources({"model": name}, "best")
@@ -85,17 +85,18 @@ def test_summary_and_plot_belong_to_the_network(name, shipped_project):
     assert f"{metrics['test_acc'][-1]:.2f} %" in metrics_figure(metrics).get_suptitle()
 
 
-def test_the_readme_shows_the_shipped_results(shipped_project):
-    readme = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
+def test_the_docs_show_the_shipped_results(shipped_project):
+    accuracy_page = (PROJECT_DIR / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    train_page = (PROJECT_DIR / "docs" / "train.md").read_text(encoding="utf-8")
     for name in NAMES:
         metrics = load_metrics_json(f"mnist_model_{name}", shipped_project)
         final, best = metrics["test_acc"][-1], max(metrics["test_acc"])
         row = rf"^\| {name} \| {metrics['parameters']:,} \| {final:.2f} \| {best:.2f} \| "
-        assert re.search(row, readme, re.MULTILINE)
+        assert re.search(row, accuracy_page, re.MULTILINE)
     accuracies = load_metrics_json("mnist_model_3", shipped_project)["test_acc"]
     for epoch, accuracy in enumerate(accuracies):
         mark = " ← BEST" if accuracy > max(accuracies[:epoch], default=0.0) else ""
-        assert f"EPOCH: {epoch:<2} - Test Accuracy: {accuracy:.2f}%{mark}\n" in readme
+        assert f"EPOCH: {epoch:<2} - Test Accuracy: {accuracy:.2f}%{mark}\n" in train_page
 
 
 def test_the_readme_shows_the_series(shipped_project):

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.cli import OneLineParser, exit_status
-from common.files import PROJECT_DIR, UsageError, atomic_write
+from common.files import PROJECT_DIR, UsageError
 from image_data.policies import POLICIES, Policy, get_policy
+from tools.output import write_figure
 
 if TYPE_CHECKING:
     from imports import Figure, torch
@@ -82,9 +83,7 @@ def show(args: argparse.Namespace) -> int:
     drawn = [augment(originals, policy, torch.rand(len(originals), policy.draws)) for _ in range(args.draws)]
     strength = "" if args.strength == 1 else f", strength {args.strength:g}"
     path = args.output_dir / "plots" / f"augment_{args.policy}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        contact_sheet(originals, drawn, f"--augment {args.policy}{strength}").savefig(file, format="png", dpi=100)
+    write_figure(path, contact_sheet(originals, drawn, f"--augment {args.policy}{strength}"), dpi=100)
     rate, slowest, fastest = images_per_second(policy, images[:10_000].unsqueeze(1).float())
     print(
         f"{args.policy}{strength}: {rate:,.0f} images/s ({slowest:,.0f}-{fastest:,.0f}), median of {TIMED_BATCHES}"

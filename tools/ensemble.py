@@ -11,104 +11,34 @@ Members that are not there are trained first. How they vote is chosen, and the w
 on held-out training images, with twins of the members that were not trained on those: same settings, same seed.
 """
 
-from __future__ import annotations
-
 import argparse
-import json
-import math
-import os
 import statistics
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from common.cli import OneLineParser, check_at_least, exit_status
-from common.files import DamagedFileError, RunFiles, UsageError
+from common.files import RunFiles, UsageError
 from data_utils import load_images, split_indices
 from imports import F, nn, torch
-from model_strategy import get_strategy, known_models
-from tools.benchmark import forward_ms, stopping_on_sigterm, train_in_a_process, write_json
-from tools.evaluate.measures import expected_calibration_error, fit_temperature, predict, scale, wilson_interval
+from model_strategy import known_models
+from tools.evaluate.measures import expected_calibration_error, fit_temperature, predict
 from tools.evaluate.report import as_input
-from tools.predict import ensemble_file
-from training.config import TrainConfig, fields_in
+from tools.intervals import wilson_interval
+from tools.networks import ENSEMBLE_SCHEMA, ensemble_file, load_ensemble, load_run
+from tools.output import write_json
+from tools.timing import forward_ms
+from tools.trainings import stopping_on_sigterm, train_missing
+from tools.voting import METHODS, Ensemble, scale, vote
+from training.config import TrainConfig
 from training.machine import environment
-from visualization import count_parameters, load_metrics_json, load_model_params
+from visualization import count_parameters, load_metrics_json
 
-ENSEMBLE_SCHEMA = 1
-METHODS = ("soft", "hard", "weighted")
+__all__ = ["METHODS", "Ensemble", "fit_votings", "fit_weights", "load_ensemble", "main", "vote"]
+
 HELD_OUT = 1 / 6  # part of the training images that the twins do not see: 10,000 of MNIST's 60,000
 CPU = torch.device("cpu")
-
-
-def vote(log_probabilities: torch.Tensor, method: str, weights: Sequence[float]) -> torch.Tensor:
-    """What several networks say together.
-
-    Args:
-        log_probabilities: [M, N, 10] of M members.
-        method: ``soft``: the mean of the probabilities; ``weighted``: their mean with ``weights``; ``hard``: the share
-            of the members that chose a digit, where the mean probability decides between digits with as many votes.
-        weights: of the members, with sum 1.
-
-    Returns:
-        Log-probabilities [N, 10].
-
-    Raises:
-        ValueError: the method is unknown.
-    """
-    members = len(log_probabilities)
-    mean = log_probabilities.logsumexp(0) - math.log(members)
-    if method == "soft":
-        return mean
-    if method == "weighted":
-        of_members = torch.tensor(weights, device=mean.device).log().view(-1, 1, 1)
-        return (log_probabilities + of_members).logsumexp(0)
-    if method == "hard":
-        votes = F.one_hot(log_probabilities.argmax(2), log_probabilities.shape[2]).sum(0)
-        return ((votes + mean.exp()) / (members + 1)).log()  # less than a vote more
-    raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
-
-
-class Ensemble(nn.Module):
-    """[N, 1, 28, 28] normalised images -> [N, 10] log-probabilities of all members' vote, in evaluation mode."""
-
-    def __init__(self, members: Sequence[nn.Module], method: str, weights: Sequence[float], temperature: float) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self.method, self.weights, self.temperature = method, list(weights), temperature
-        self.eval()
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        said = vote(torch.stack([member(images) for member in self.members]), self.method, self.weights)
-        return scale(said, self.temperature)
-
-
-def load_ensemble(name: str = "ensemble", output_dir: str | os.PathLike[str] | None = None) -> Ensemble:
-    """The ensemble that ``outputs/NAME.json`` describes, with its members' weights.
-
-    Raises:
-        FileNotFoundError: it or a member is not there.
-        DamagedFileError: a file is not what it should be.
-    """
-    path = ensemble_file(RunFiles(name, output_dir))
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; python -m tools.ensemble --name {name} makes it")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        if description["schema"] != ENSEMBLE_SCHEMA or description["kind"] != "ensemble":
-            raise ValueError("it is of another schema")
-        named = list(zip(description["members"], description["models"], description["weights"], strict=True))
-        voting = description["method"], description["weights"], float(description["temperature"])
-        if voting[0] not in METHODS:
-            raise ValueError(f"method {voting[0]!r} is not known")
-        members = [load_model_params(get_strategy(model).build(), member, output_dir) for member, model, _ in named]
-        return Ensemble(members, *voting)
-    except FileNotFoundError:
-        raise
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise DamagedFileError(f"{path} does not describe an ensemble: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,29 +107,6 @@ def twin_of(member: TrainConfig, held_out: int) -> TrainConfig:
     return replace(member, name=f"{member.run_name}_held_out", val_split=held_out)
 
 
-def is_trained(config: TrainConfig) -> bool:
-    """Whether the run is there and finished.
-
-    Raises:
-        UsageError: there is one of this name with other settings.
-    """
-    try:
-        metrics = load_metrics_json(config.run_name, config.output_dir)
-    except FileNotFoundError:
-        return False
-    if metrics["status"] != "finished":
-        return False
-    elsewhere = fields_in("machine", "place")
-    saved, wanted = asdict(TrainConfig(**metrics["config"])), asdict(config)
-    other = [key for key in wanted if key not in elsewhere and wanted[key] != saved[key]]
-    if other:
-        raise UsageError(
-            f"name: the run {config.run_name} is there with another {', '.join(other)}; choose another --name, or"
-            " remove that run"
-        )
-    return config.files.params.exists()
-
-
 def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
     """The runs that the arguments name.
 
@@ -236,25 +143,14 @@ def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
     return members
 
 
-def train_missing(runs: Sequence[TrainConfig], jobs: int) -> None:
-    """Train those that are not there, ``jobs`` at a time."""
-    missing = [run for run in runs if not is_trained(run)]
-    if not missing:
-        return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    print(f"{len(missing)} of {len(runs)} runs to train, {jobs} at a time", flush=True)
-
-    def train(run: TrainConfig) -> None:
-        seconds = train_in_a_process(replace(run, threads=run.threads or threads))
-        print(f"{run.run_name}: trained in {seconds:.1f} s", flush=True)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(train, missing))
+def load_runs(runs: Sequence[TrainConfig]) -> list[nn.Module]:
+    """The networks of ``runs``."""
+    return [load_run(run.model, run.run_name, run.output_dir) for run in runs]
 
 
-def predictions(runs: Sequence[TrainConfig], inputs: torch.Tensor) -> torch.Tensor:
-    """The log-probabilities [M, N, 10] of the networks of ``runs``."""
-    networks = (load_model_params(get_strategy(run.model).build(), run.run_name, run.output_dir) for run in runs)
+def predictions(networks: Sequence[nn.Module], images: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities [M, N, 10] of ``networks`` on images uint8 [N, 28, 28]."""
+    inputs = as_input(images, CPU)
     return torch.stack([predict(network, inputs) for network in networks])
 
 
@@ -272,18 +168,15 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     train_missing(members + [twin for twin in twins if twin not in members], args.jobs)
 
     held_out = split_indices(labels, twins[0].val_split)[1]
-    said = predictions(twins, as_input(images[held_out], CPU))
-    votings = fit_votings(said, labels[held_out], models)
+    votings = fit_votings(predictions(load_runs(twins), images[held_out]), labels[held_out], models)
     allowed = [voting for voting in votings if args.method in ("best", voting.method)]
     chosen = max(allowed, key=lambda voting: (voting.accuracy, -voting.loss))
 
     test_images, test_labels = load_images(members[0].data_folder, train=False)
-    inputs = as_input(test_images, CPU)
-    said = predictions(members, inputs)
-    singles = (said.argmax(2) == test_labels).float().mean(1).mul(100).tolist()
-    networks = [load_model_params(get_strategy(m.model).build(), m.run_name, m.output_dir) for m in members]
+    networks = load_runs(members)
+    singles = (predictions(networks, test_images).argmax(2) == test_labels).float().mean(1).mul(100).tolist()
     ensemble = Ensemble(networks, chosen.method, chosen.weights, chosen.temperature)
-    log_probabilities = predict(ensemble, inputs)
+    (log_probabilities,) = predictions([ensemble], test_images)
     correct = int((log_probabilities.argmax(1) == test_labels).sum())
     description = {
         "schema": ENSEMBLE_SCHEMA,

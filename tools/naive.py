@@ -6,20 +6,18 @@ over batches. The networks and the schedule are the project's, nothing of its fa
     python -m tools.naive --model 1 --epochs 2 --seed 3
 """
 
-from __future__ import annotations
-
-import argparse
 import json
-import os
+import sys
 import time
 from collections.abc import Iterator
 
-from common.files import PROJECT_DIR
+from common.cli import OneLineParser, exit_status
 from data_utils import test_transforms, train_transforms
 from imports import DataLoader, F, datasets, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import get_strategy
 from models.blocks import ConvBlock
+from training.config import TrainConfig
 
 
 def plain_network(name: str) -> nn.Module:
@@ -33,26 +31,18 @@ def plain_network(name: str) -> nn.Module:
 
 
 class NaiveTraining:
-    """One training on the CPU. ``train_batches`` yields after every step; ``evaluate`` gives percent right."""
+    """One training on the CPU, by as many of the settings as it knows: ``train_batches``, then ``evaluate``."""
 
-    def __init__(
-        self,
-        data_dir: str | os.PathLike[str],
-        model: str = "1",
-        epochs: int = 1,
-        scheduler: str = "onecycle",
-        max_lr: float = 0.75,
-        batch_size: int = 128,
-        seed: int = 1,
-    ) -> None:
-        torch.manual_seed(seed)
-        self.train_set = datasets.MNIST(str(data_dir), train=True, transform=train_transforms())
-        self.test_set = datasets.MNIST(str(data_dir), train=False, transform=test_transforms())
-        self.loader = DataLoader(self.train_set, batch_size, shuffle=True)
-        self.model = plain_network(model)
+    def __init__(self, config: TrainConfig) -> None:
+        torch.manual_seed(config.seed)
+        folder = str(config.data_folder)
+        self.train_set = datasets.MNIST(folder, train=True, transform=train_transforms())
+        self.test_set = datasets.MNIST(folder, train=False, transform=test_transforms())
+        self.loader = DataLoader(self.train_set, config.batch_size, shuffle=True)
+        self.model = plain_network(config.model)
         self.optimizer = optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
-        self.scheduler = get_scheduler(scheduler, self.optimizer, epochs, len(self.loader), max_lr)
-        self.every_batch = advances_every_batch(scheduler)
+        self.scheduler = get_scheduler(config.scheduler, self.optimizer, config.epochs, len(self.loader), config.max_lr)
+        self.every_batch = advances_every_batch(config.scheduler)
 
     def train_batches(self) -> Iterator[int]:
         """One epoch, a step at a time; yields the number of images of each step."""
@@ -79,27 +69,34 @@ class NaiveTraining:
         return 100.0 * right / len(self.test_set)
 
 
-def main() -> None:
+def train(config: TrainConfig) -> int:
     """Train once and print the accuracy and the seconds as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    training = NaiveTraining(config)
+    began = time.perf_counter()
+    for _ in range(config.epochs):
+        for _ in training.train_batches():
+            pass
+        accuracy = training.evaluate()  # after every epoch, as the command does
+    print(json.dumps({"accuracy": accuracy, "seconds": round(time.perf_counter() - began, 3)}))
+    return 0
+
+
+def main() -> int:
+    """Run the command. Returns its exit status."""
+    parser = OneLineParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", default="1")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--scheduler", default="onecycle")
     parser.add_argument("--max_lr", type=float, default=0.75)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--data_dir", default=PROJECT_DIR / "data")
-    args = vars(parser.parse_args())
-    torch.set_num_threads(args.pop("threads"))
-    training = NaiveTraining(**args)
-    began = time.perf_counter()
-    for _ in range(args["epochs"]):
-        for _ in training.train_batches():
-            pass
-        accuracy = training.evaluate()  # after every epoch, as the command does
-    print(json.dumps({"accuracy": accuracy, "seconds": round(time.perf_counter() - began, 3)}))
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--data_dir")
+    args = parser.parse_args()
+    return exit_status(parser, lambda: train(TrainConfig(**vars(args))))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,9 +10,12 @@ import pytest
 from common.files import PROJECT_DIR
 from imports import nn, torch
 from models.blocks import ConvBlock
-from tools import benchmark
-from tools.benchmark import SeriesStore, mean_and_interval, multiply_adds
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark.accuracy import SeriesStore, accuracy_figure
+from tools.benchmark.throughput import multiply_adds
+from tools.intervals import mean_and_interval
 from tools.naive import NaiveTraining, plain_network
+from training.config import TrainConfig
 from training.machine import has_bfloat16
 from visualization import load_metrics_json
 
@@ -45,7 +48,7 @@ def test_the_reference_is_naive():
 
 
 def test_the_reference_learns(tiny_mnist):
-    training = NaiveTraining(tiny_mnist, epochs=12, batch_size=30)
+    training = NaiveTraining(TrainConfig(data_dir=str(tiny_mnist), scheduler="onecycle", epochs=12, batch_size=30))
     for _ in range(12):
         assert sum(training.train_batches()) == 300
     assert training.evaluate() > 90
@@ -167,7 +170,7 @@ def test_sigterm_stops_the_series_and_what_it_trains(tiny_mnist, tmp_path):
     assert "interrupted; what is finished is kept" in err
     assert load_metrics_json("kept_seed_1", tmp_path)["status"] == "interrupted"
     assert not (tmp_path / "outputs" / "kept_seed_2_metrics.json").exists()
-    assert not benchmark.accuracy_figure([{"label": "none yet", "recipe": {}, "runs": {}}]).axes[0].lines
+    assert not accuracy_figure([{"label": "none yet", "recipe": {}, "runs": {}}]).axes[0].lines
 
 
 def test_the_figure_sorts_its_rows_and_shows_an_interval_of_three_runs_or_more():
@@ -178,6 +181,6 @@ def test_the_figure_sorts_its_rows_and_shows_an_interval_of_three_runs_or_more()
             "runs": {str(seed): {"accuracy": 99.0 + seed / 10} for seed in range(runs)},
         }
 
-    axes = benchmark.accuracy_figure([series("b", 3), series("a", 2)]).axes[0]
+    axes = accuracy_figure([series("b", 3), series("a", 2)]).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a (n=2)", "b (n=3)"]
     assert [bar.get_segments()[0][0][1] for bar in axes.collections] == [1]

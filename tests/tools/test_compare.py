@@ -10,8 +10,8 @@ import pytest
 
 from common.files import PROJECT_DIR
 from data_utils import load_images
-from tools import compare
-from tools.compare import Comparer
+from tools.compare import __main__ as compare
+from tools.compare.comparer import Comparer
 from visualization import load_metrics_json
 
 NAMES = ["mnist_model_1", "mnist_model_2", "mnist_model_3"]
@@ -82,6 +82,7 @@ def test_an_ensemble_has_a_row(page_folder, tmp_path):
         "name": "ensemble",
         "kind": "ensemble",
         "members": NAMES,
+        "models": ["1", "2", "3"],
         "method": "soft",
         "weights": [1, 1, 1],
     }

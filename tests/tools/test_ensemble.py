@@ -8,10 +8,10 @@ from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError
 from data_utils import load_images, normalize, split_indices
 from imports import nn, torch
 from model_strategy import get_strategy
-from tools import ensemble
+from tools import ensemble, trainings
 from tools.ensemble import METHODS, Ensemble, fit_votings, fit_weights, load_ensemble, vote
 from tools.evaluate import __main__ as evaluate_command
-from tools.predict import ensemble_file
+from tools.networks import ensemble_file
 from training.config import TrainConfig
 from visualization import load_metrics_json, load_model_params
 
@@ -285,11 +285,11 @@ def test_a_damaged_description(trained, tmp_path, damage):
 
 def test_a_recipe_that_says_how_many_threads_gets_them(tmp_path, monkeypatch):
     started = {}
-    monkeypatch.setattr(ensemble, "train_in_a_process", lambda run: started.update({run.name: run.threads}) or 0.0)
-    monkeypatch.setattr(ensemble.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(trainings, "train_in_a_process", lambda run: started.update({run.name: run.threads}) or 0.0)
+    monkeypatch.setattr(trainings.os, "cpu_count", lambda: 8)
     runs = [
         TrainConfig(name="said", threads=3, output_dir=str(tmp_path)),
         TrainConfig(name="not", output_dir=str(tmp_path)),
     ]
-    ensemble.train_missing(runs, jobs=2)
+    trainings.train_missing(runs, jobs=2)
     assert started == {"said": 3, "not": 4}

@@ -26,9 +26,9 @@ from tools.evaluate.measures import (
     predict,
     reliability_bins,
     scale,
-    wilson_interval,
 )
 from tools.evaluate.report import as_input, calibration, mean_corrupted_accuracy
+from tools.intervals import wilson_interval
 from visualization import load_metrics_json, load_model_params, save_metrics_json
 
 CPU = torch.device("cpu")
@@ -470,17 +470,17 @@ def test_the_shipped_evaluations_are_of_the_shipped_networks(number, shipped_pro
     assert evaluation["calibration"]["temperature"] is None  # no image was held out
 
 
-def test_the_readme_shows_the_shipped_evaluations(shipped_project):
-    readme = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
+def test_the_page_shows_the_shipped_evaluations(shipped_project):
+    page = (PROJECT_DIR / "docs" / "evaluate.md").read_text(encoding="utf-8")
     for number in ("1", "2", "3"):
         evaluation = json.loads((shipped_project / "outputs" / f"mnist_model_{number}_evaluation.json").read_text())
-        assert readme_row(number, evaluation) in readme
+        assert row_of(number, evaluation) in page
     for what in PICTURES:
-        assert f"plots/mnist_model_3_{what}.png" in readme
+        assert f"plots/mnist_model_3_{what}.png" in page
         assert (shipped_project / "plots" / f"mnist_model_3_{what}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def readme_row(number: str, evaluation: dict) -> str:
+def row_of(number: str, evaluation: dict) -> str:
     low, high = evaluation["accuracy_interval"]
     lowest = min(evaluation["per_class"], key=lambda row: row["f1"])
     ece, spoilt = evaluation["calibration"]["ece"], mean_corrupted_accuracy(evaluation["corruptions"])

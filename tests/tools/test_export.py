@@ -18,8 +18,9 @@ from executorch.runtime import Runtime
 from common.files import PROJECT_DIR
 from imports import torch
 from model_strategy import get_strategy
-from tools import export
-from tools.mobile_formats import FORMATS, MAX_BATCH
+from tools.export import __main__ as export
+from tools.export.formats import FORMATS, MAX_BATCH
+from tools.export.results import ROUNDS, measure_latency
 from visualization import load_model_params, save_model_params
 
 NAMES = ["mnist_model_1", "mnist_model_2", "mnist_model_3"]
@@ -251,16 +252,16 @@ def test_runners_take_turns():
         return run
 
     threads = torch.get_num_threads()
-    latency = export.measure_latency({"slow": runner("s", 2e-3), "fast": runner("f", 2e-4)}, torch.zeros(100, 1))
+    latency = measure_latency({"slow": runner("s", 2e-3), "fast": runner("f", 2e-4)}, torch.zeros(100, 1))
     assert torch.get_num_threads() == threads
     assert latency["slow"]["1"] >= 2
     assert 0.2 <= latency["fast"]["1"] < latency["slow"]["1"]
-    assert "".join(order).count("sf") == 2 * (export.ROUNDS + 1)
+    assert "".join(order).count("sf") == 2 * (ROUNDS + 1)
 
 
 def test_the_guide_runs(exported, monkeypatch):
-    """The Python of docs/mobile.md, as it stands there."""
-    guide = (PROJECT_DIR / "docs" / "mobile.md").read_text(encoding="utf-8")
+    """The Python of docs/export.md, as it stands there."""
+    guide = (PROJECT_DIR / "docs" / "export.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     assert len(snippets) == 2
     monkeypatch.chdir(exported)
@@ -270,8 +271,8 @@ def test_the_guide_runs(exported, monkeypatch):
         assert np.asarray(values["probabilities"]).shape == (1, 10)
 
 
-def test_the_readme_shows_what_was_measured(shipped_project):
-    readme = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
+def test_the_guide_shows_what_was_measured(shipped_project):
+    guide = (PROJECT_DIR / "docs" / "export.md").read_text(encoding="utf-8")
     measured = [json.loads((shipped_project / "outputs" / f"{name}_export.json").read_text()) for name in NAMES]
     for results in measured:
         weights = (shipped_project / "outputs" / f"{results['name']}_params.pth").read_bytes()
@@ -286,7 +287,7 @@ def test_the_readme_shows_what_was_measured(shipped_project):
             " / ".join(f"{row['latency_ms']['1']:.3f}" for row in rows),
             " / ".join(f"{row['latency_ms']['100']:.1f}" for row in rows),
         ]
-        assert f"| {label} | {' | '.join(cells)} |" in readme
+        assert f"| {label} | {' | '.join(cells)} |" in guide
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from PIL import Image
 from common.files import PROJECT_DIR
 from data_utils import load_images
 from tools import predict
-from tools.predict import Networks
+from tools.networks import Networks, known_networks
 from visualization import load_metrics_json
 
 
@@ -90,7 +90,7 @@ def test_networks_follow_their_files(shipped_project, tmp_path):
     assert len(said) == 1  # once, not at every look
     assert "they fit model 3" in said[0]
     shutil.copy(tmp_path / "outputs" / "mnist_model_1_metrics.json", tmp_path / "outputs" / "no name_metrics.json")
-    assert "no name" not in predict.known_networks(str(tmp_path))
+    assert "no name" not in known_networks(str(tmp_path))
 
 
 def test_a_damaged_ensemble_is_left_out(shipped_project, tmp_path):

@@ -22,8 +22,10 @@ from conftest import sums_of, write_sums
 from optuna.trial import TrialState
 
 from common.files import PROJECT_DIR
-from tools import tune, tune_space, tune_worker
-from tools.benchmark import mean_and_interval
+from tools import tune
+from tools.intervals import mean_and_interval
+from tools.tune import space as tune_space
+from tools.tune import storage as tune_storage
 from training.config import TrainConfig
 from visualization import load_metrics_json
 
@@ -207,7 +209,7 @@ def test_wrong_arguments_need_no_torch():
 
 
 def test_two_workers_never_take_the_same_trial(tmp_path, monkeypatch):
-    first, second = (tune_worker.open_storage(f"sqlite:///{tmp_path}/study.db") for _ in range(2))
+    first, second = (tune_storage.open_storage(f"sqlite:///{tmp_path}/study.db") for _ in range(2))
     study = optuna.create_study(storage=first)
     study.enqueue_trial({})
     number = study.trials[0]._trial_id
@@ -284,8 +286,8 @@ def test_on_real_mnist_the_settings_reproduce_the_trial(mnist, tmp_path):
 
 
 def test_a_network_of_ones_own(own_network, tiny, tmp_path):
-    readme = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
-    (script,) = re.findall(r"```python\n(# my_tuning\.py\n.*?)```", readme, flags=re.DOTALL)
+    page = (PROJECT_DIR / "docs" / "tune.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(# my_tuning\.py\n.*?)```", page, flags=re.DOTALL)
     (own_network.parent / "my_tuning.py").write_text(script)
     flags = ["--model", "linear", "--trials", "2", "--workers", "2", "--epochs", "1", "--val_split", "100"]
     line = [sys.executable, "my_tuning.py", *flags, "--data_dir", str(tiny), "--output_dir", str(tmp_path)]
@@ -407,7 +409,7 @@ def test_stopped_and_gone_on(tiny, tmp_path, signum):
         process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signum
-    assert err == "tune.py: stopped; what is finished is kept, and the same command goes on\n"
+    assert err == "python -m tools.tune: stopped; what is finished is kept, and the same command goes on\n"
     for pid in pids.values():
         assert not Path(f"/proc/{pid}").exists()
     study = load_study(tmp_path)
@@ -461,9 +463,9 @@ def test_trials_that_stand_still_are_taken_over(tiny, tmp_path):
     try:
         stopped, pid = wait_for(lambda: next(iter(running_pids(load_study(tmp_path)).items())))
         stop_between_transactions(pid, tmp_path)
-        wait_for(lambda: load_study(tmp_path).trials[stopped].state.name == "FAIL", 3 * tune_worker.GRACE)
+        wait_for(lambda: load_study(tmp_path).trials[stopped].state.name == "FAIL", 3 * tune_storage.GRACE)
         os.kill(pid, signal.SIGCONT)
-        _, err = process.communicate(timeout=10 * tune_worker.GRACE)
+        _, err = process.communicate(timeout=10 * tune_storage.GRACE)
     finally:
         process.kill()
     assert process.returncode == 0, err
@@ -517,7 +519,7 @@ def test_a_killed_worker_on_postgresql(postgresql, tiny, tmp_path):
         killed, pid = wait_for(lambda: next(iter(running_pids(study()).items())))
         before = study().get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
         os.kill(pid, signal.SIGKILL)
-        out, err = process.communicate(timeout=10 * tune_worker.GRACE)
+        out, err = process.communicate(timeout=10 * tune_storage.GRACE)
     finally:
         process.kill()
     assert process.returncode == 0, err
@@ -534,7 +536,7 @@ def test_a_killed_worker_on_postgresql(postgresql, tiny, tmp_path):
     both = [start("--trials", 17, *flags[:-1], tmp_path / name) for name in ("first", "second")]
     try:
         for one in both:
-            _, err = one.communicate(timeout=10 * tune_worker.GRACE)
+            _, err = one.communicate(timeout=10 * tune_storage.GRACE)
             assert one.returncode == 0, err
     finally:
         for one in both:

@@ -25,17 +25,8 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from common.files import PROJECT_DIR
 from data_utils import load_images
 from image_data.form import MAX_BYTES, to_mnist
-from tools.web.measure import (
-    VARIATIONS,
-    accuracy_of_drawings,
-    ask,
-    connected,
-    drawn,
-    mean_over_variations,
-    placed,
-    png,
-    serving,
-)
+from tools.browser import ask, connected, serving
+from tools.web.measure import VARIATIONS, accuracy_of_drawings, drawn, mean_over_variations, placed, png
 
 CHECKS = [
     not_a_server_error,
@@ -126,9 +117,9 @@ def test_test_digits(server, mnist):
     assert request(server, path="/api/digits/x")[0] == 422
 
 
-def test_the_readme_s_python_example(server, mnist, tmp_path):
-    readme = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
-    script = readme.partition("```python\nimport json\nimport urllib.request\n")[2].partition("```")[0]
+def test_the_page_s_python_example(server, mnist, tmp_path):
+    page = (PROJECT_DIR / "docs" / "page.md").read_text(encoding="utf-8")
+    script = page.partition("```python\nimport json\nimport urllib.request\n")[2].partition("```")[0]
     assert script
     Image.fromarray(255 - drawn(load_images(mnist, train=False)[0][0].numpy())).save(tmp_path / "seven.png")
     script = "import json\nimport urllib.request\n" + script.replace("http://127.0.0.1:8000", server)

@@ -11,8 +11,9 @@ from PIL import Image
 
 from common.files import PROJECT_DIR, UsageError
 from data_utils import load_images
-from tools.compare import main as compare
-from tools.web.measure import DIGITS, chromium, draw, drawn, serving
+from tools.browser import DIGITS, chromium, draw, serving
+from tools.compare.__main__ import main as compare
+from tools.web.measure import drawn
 from visualization import load_metrics_json
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}

@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from common.files import PROJECT_DIR
-from tools.compare import is_alive, status_of
+from tools.browser import serving
+from tools.compare.sources import is_alive, status_of
 from tools.web.live import Watcher, means
-from tools.web.measure import serving
 from visualization import load_metrics_json, save_metrics_json
 
 NOW = datetime.now(UTC).isoformat()

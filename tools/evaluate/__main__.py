@@ -4,27 +4,23 @@ python -m tools.evaluate --name mnist_model_1
 python -m tools.evaluate --ensemble ensemble
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.cli import OneLineParser, exit_status
-from common.files import DamagedFileError, UsageError
+from common.files import UsageError
+from tools.networks import Network, load_network
+from tools.output import write_figure
 from training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from imports import nn
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags. Those that are not given are not in the result."""
     parser = OneLineParser(
-        prog="python -m tools.evaluate",
         description="Accuracy, errors, calibration, robustness and saliency of a trained network.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -39,30 +35,21 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_network(config: TrainConfig, ensemble: bool) -> tuple[nn.Module, int, str | None]:
-    """The network, in evaluation mode, how many images were held out when it was trained, and its ``data_dir``.
+def load(config: TrainConfig, ensemble: bool) -> Network:
+    """The network to measure.
 
     Raises:
-        UsageError: there is no such run or ensemble, it is not finished, or its network is not registered.
-        DamagedFileError: a file of it is damaged.
+        UsageError: there is no such run or ensemble, or it is not finished.
+        DamagedFileError: a file of it is damaged, or its network is not registered.
     """
-    from model_strategy import get_strategy
-    from visualization import load_metrics_json, load_model_params
-
     try:
-        if ensemble:
-            from tools.ensemble import load_ensemble
-
-            return load_ensemble(config.run_name, config.output_dir), 0, None
-        metrics = load_metrics_json(config.run_name, config.output_dir)
-        model = load_model_params(get_strategy(metrics["model"]).build(), config.run_name, config.output_dir)
-    except DamagedFileError:
-        raise
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        network = load_network(config.run_name, config.output_dir, "ensemble" if ensemble else "network")
+    except UsageError as error:
         raise UsageError(f"{'ensemble' if ensemble else 'name'}: {error}") from None
-    if metrics["status"] != "finished":
-        raise UsageError(f"name: {config.run_name} is not finished; its metrics say that it is {metrics['status']}")
-    return model, metrics["config"]["val_split"], metrics["config"]["data_dir"]
+    status = "finished" if ensemble else network.facts["status"]
+    if status != "finished":
+        raise UsageError(f"name: {config.run_name} is not finished; its metrics say that it is {status}")
+    return network
 
 
 def run(config: TrainConfig, ensemble: bool) -> None:
@@ -72,18 +59,16 @@ def run(config: TrainConfig, ensemble: bool) -> None:
     from training.machine import keep_freed_memory, resolve_device
 
     device = resolve_device(config.device)
-    model, val_split, data_dir = load_network(config, ensemble)
+    network = load(config, ensemble)
+    model, of_run = network.model.to(device), {} if ensemble else network.facts["config"]
     if config.data_dir is None:  # what was held out belongs to the images that it was trained on
-        config = replace(config, data_dir=data_dir)
-    model = model.to(device)
+        config = replace(config, data_dir=of_run.get("data_dir"))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         keep_freed_memory()
 
-    from common.files import atomic_write
     from common.results import save_json
-    from tools.ensemble import Ensemble
     from tools.evaluate.figures import all_figures
     from tools.evaluate.report import evaluate_network, print_evaluation
 
@@ -91,20 +76,18 @@ def run(config: TrainConfig, ensemble: bool) -> None:
     files.make_folders()
     test = load_images(config.data_folder, train=False)
     held_out = None
-    if val_split:
+    if val_split := of_run.get("val_split"):
         images, labels = load_images(config.data_folder, train=True)
         chosen = split_indices(labels, val_split)[1]
         held_out = images[chosen], labels[chosen]
     evaluation = evaluate_network(config.run_name, model, test, held_out, device)
-    if isinstance(model, Ensemble):  # fitted when it was made, and a part of what it says
-        evaluation["calibration"]["temperature"] = model.temperature
+    if ensemble:  # fitted when it was made, and a part of what it says
+        evaluation["calibration"]["temperature"] = float(network.facts["temperature"])
     print_evaluation(evaluation)
     written = [save_json(evaluation, files.metrics.with_name(f"{files.name}_evaluation.json"))]
     for what, figure in all_figures(evaluation, model, *test, device).items():
-        path = files.plot.with_name(f"{files.name}_{what}.png")
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=90)
-        written.append(path)
+        written.append(files.plot.with_name(f"{files.name}_{what}.png"))
+        write_figure(written[-1], figure, dpi=90)
     for path in written:
         print(f"  {_shown(path)}")
 

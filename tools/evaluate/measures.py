@@ -10,6 +10,7 @@ from typing import Any
 
 from data_utils import EVAL_BATCH_SIZE
 from imports import F, nn, torch
+from tools.voting import scale
 
 CLASSES = 10
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
@@ -23,17 +24,6 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The log-probabilities [N, 10] of normalised images [N, 1, 28, 28]; both on the device that ``model`` is on."""
     model.eval()
     return torch.cat([model(part.to(memory_format=torch.channels_last)) for part in images.split(EVAL_BATCH_SIZE)])
-
-
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """The 95 % interval, in percent, of a share of which ``correct`` of ``total`` were seen.
-
-    Unlike the normal approximation it stays within 0 and 100 %: Wilson 1927, doi:10.1080/01621459.1927.10502953.
-    """
-    from scipy.stats import binomtest
-
-    interval = binomtest(correct, total).proportion_ci(confidence_level=0.95, method="wilson")
-    return 100.0 * float(interval.low), 100.0 * float(interval.high)
 
 
 def confusion_matrix(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -116,11 +106,6 @@ def reliability_bins(log_probabilities: torch.Tensor, labels: torch.Tensor) -> l
 def _below_one(probabilities: torch.Tensor) -> torch.Tensor:
     # torchmetrics opens a bin of its own for what rounds to exactly 1
     return probabilities.clamp(max=1 - 2**-24)
-
-
-def scale(log_probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The log-probabilities [N, 10] at ``temperature``: above 1 less sure, below 1 more; the digits stay the same."""
-    return F.log_softmax(log_probabilities / temperature, dim=1)
 
 
 def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:

@@ -17,9 +17,9 @@ from tools.evaluate.measures import (
     per_class,
     predict,
     reliability_bins,
-    scale,
-    wilson_interval,
 )
+from tools.intervals import wilson_interval
+from tools.voting import scale
 from training.machine import environment
 from visualization import count_parameters
 
@@ -37,7 +37,7 @@ def as_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 def evaluate_network(
     name: str, model: nn.Module, test: LabelledImages, held_out: LabelledImages | None, device: torch.device
 ) -> dict[str, Any]:
-    """All measures of ``model``, which is on ``device``: the README lists the fields.
+    """All measures of ``model``, which is on ``device``: docs/evaluate.md lists the fields.
 
     Args:
         held_out: training images that the network was not trained on, for its temperature; None: there are none.

@@ -1,1 +1,11 @@
-"""The page: draw a digit, compare the runs, watch them train."""
+"""The page: draw a digit, compare the runs, watch them train: ``python -m tools.web``.
+
+app.py       the server, put together
+server.py    what its routes stand on
+draw.py      what the view Draw asks
+runs.py      what the views Compare and Live ask
+live.py      what the runs are doing now
+guard.py     who may ask at all
+measure.py   what the page is held to, measured
+static/      the page itself
+"""

@@ -5,8 +5,6 @@ python -m tools.web --port 8080 --output_dir results
 python -m tools.web --host 0.0.0.0            # for a phone in the same network
 """
 
-from __future__ import annotations
-
 import argparse
 import socket
 import sys
@@ -23,7 +21,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     examples = (__doc__ or "").split("\n", 2)[2]
     parser = OneLineParser(
-        prog="python -m tools.web",
         description="Serve the page: draw a digit, compare the runs, watch them train.",
         epilog="examples:\n" + textwrap.indent(examples, "  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -91,7 +88,8 @@ def serve(listener: socket.socket, host: str, output_dir: str | None, data_dir: 
     """Serve until Ctrl-C."""
     import uvicorn
 
-    from tools.web.app import Settings, create_app
+    from tools.web.app import create_app
+    from tools.web.server import Settings
 
     port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host

@@ -1,7 +1,5 @@
 """What stands before every request: only this page's own may ask, and answers may load nothing from elsewhere."""
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import socket

@@ -4,8 +4,6 @@ watcher = Watcher("results")
 for run in watcher.look(): print(run.name, run.status, run.images_per_second)
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time
@@ -15,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from tools.compare import MetricsCache, batches_per_epoch, status_of, train_images
+from tools.compare.sources import MetricsCache, batches_per_epoch, status_of, train_images
 
 POINTS = 1000  # of a curve; each is the mean of as many batches as that takes
 RATE_SECONDS = 10.0  # what images/s looks back on

@@ -1,4 +1,4 @@
-"""What tools.tune searches: the table of settings, a file that changes it, and a trial's draw from it.
+"""What is searched: the table of settings, a file that changes it, and a trial's draw from it.
 
 space, fixed = read_space(Path("space.toml"), {"batch_size": 256})
 settings = suggest(trial, space, fixed)
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import optuna
 
 # What is searched, in the form of a --space file: a range, a list of choices, or one value that stays. The ranges hold
-# the specification's values and what was good before (configs/, docs/experiments.md), and little more: a study has
+# the specification's values and what was good before (configs/, docs/accuracy.md), and little more: a study has
 # tens of trials, and their noise is of the size of what there is to gain.
 SPACE: dict[str, Any] = {
     "scheduler": ["onecycle", "step"],

@@ -1,4 +1,4 @@
-"""The formats of tools.export: how a network becomes a file of each, and how the file's own runtime runs it.
+"""The formats: how a network becomes a file of each, and how the file's own runtime runs it.
 
 form = FORMATS["onnx"]
 contents = form.build(Deployed(network).eval(), None)({"classes": "0 1 2 3 4 5 6 7 8 9"})
@@ -52,6 +52,12 @@ class Deployed(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         log_probabilities: torch.Tensor = self.network((image.float() - self.mean) / self.std)
         return log_probabilities.exp()
+
+    @torch.inference_mode()
+    def run(self, images: torch.Tensor) -> torch.Tensor:
+        """The network as the runner that a file's is held against."""
+        output: torch.Tensor = self(images)
+        return output
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,25 @@
-"""Compare trained runs: a table here, and curves, confusion, recall and disagreements as one HTML file to pass on.
-
-    python -m tools.compare
-    python -m tools.compare mnist_model_1 mnist_model_3 --output comparison.html
-
-The page (``python -m tools.web``) shows the same: what is compared is computed here, and drawn by ``compare.js`` under
-``tools/web/static`` in both.
-"""
+"""The comparison of the runs under a folder, as data."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
-import math
-import re
-import sys
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import OneLineParser, exit_status
-from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, atomic_write, existing_runs
-from tools.predict import ENSEMBLE_COMMAND, Network, Networks, ensemble_file, is_a_name, known_ensembles, read_ensemble
+from common.cli import silent
+from common.files import DamagedFileError, RunFiles, UsageError
+from tools.compare.sources import MetricsCache, batches_per_epoch, mnist_test_digits, status_of
+from tools.networks import ENSEMBLE_COMMAND, Networks, ensemble_file, known_ensembles, read_ensemble
 
 if TYPE_CHECKING:
     from common.results import Metrics
 
 SCHEMA = 1
-STATIC = PROJECT_DIR / "tools" / "web" / "static"
 CURVES = ("train_losses", "learning_rates", "train_acc", "test_losses", "test_acc", "val_losses", "val_acc")
 MAX_DISAGREEMENTS = 200  # test images that are shown
-MNIST_TRAIN_IMAGES = 60_000
 STALE_POINTS = 0.015  # an evaluation whose accuracy is further from the run's is of other weights
 
 
@@ -79,66 +66,6 @@ class Comparison:
     schema: int = SCHEMA
 
 
-class MetricsCache:
-    """The metrics of the runs under ``output_dir``, read again only when a file changed."""
-
-    def __init__(self, output_dir: str | None = None) -> None:
-        self.output_dir = output_dir
-        self._read: dict[str, tuple[tuple[int, int], Metrics | str]] = {}
-
-    def names(self) -> list[str]:
-        """The runs that there are."""
-        return [name for name in existing_runs(self.output_dir, "_metrics.json") if is_a_name(name)]
-
-    def get(self, name: str) -> Metrics | str:
-        """The metrics of a run, or one line that says why they cannot be had."""
-        from visualization import load_metrics_json
-
-        try:
-            status = RunFiles(name, self.output_dir).metrics.stat()
-            stamp = (status.st_mtime_ns, status.st_size)
-            if name not in self._read or self._read[name][0] != stamp:
-                try:
-                    found: Metrics | str = load_metrics_json(name, self.output_dir)
-                except DamagedFileError as error:
-                    found = str(error)
-                self._read[name] = (stamp, found)
-            return self._read[name][1]
-        except OSError as error:
-            return str(error)
-
-
-def train_images(metrics: Metrics) -> int:
-    """How many images an epoch of a run has; runs before this was recorded were of MNIST."""
-    return int(metrics.get("train_images", MNIST_TRAIN_IMAGES - metrics["config"]["val_split"]))
-
-
-def batches_per_epoch(metrics: Metrics) -> int:
-    """How many batches an epoch of a run has."""
-    return math.ceil(train_images(metrics) / int(metrics["config"]["batch_size"]))
-
-
-def status_of(metrics: dict[str, Any]) -> str:
-    """The run's status; ``crashed`` if it says that it is running while its process is gone."""
-    status: str = metrics["status"]
-    return "crashed" if status == "running" and not is_alive(metrics["pid"], metrics["updated"]) else status
-
-
-def is_alive(pid: int, updated: str) -> bool:
-    """Whether the process that wrote at ``updated`` (ISO) runs still; one that began later only has its number."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return process.create_time() <= datetime.fromisoformat(updated).timestamp() + 1
-    except psutil.AccessDenied:
-        return True
-    except (psutil.NoSuchProcess, ValueError, OverflowError):
-        return False
-
-
 class Comparer:
     """Compares the runs under ``output_dir``; keeps what it read and measured while the files stay as they are."""
 
@@ -147,8 +74,7 @@ class Comparer:
     ) -> None:
         self.output_dir, self.data_dir = output_dir, data_dir
         self.metrics = MetricsCache(output_dir)
-        self.networks = networks or Networks(output_dir, log=lambda line: None)
-        self._latencies: dict[str, tuple[Network, float]] = {}  # run -> its network and what was measured of it
+        self.networks = networks or Networks(output_dir, log=silent)
 
     def rows(self, problems: list[str] | None = None) -> list[RunRow]:
         """A row a run, the most accurate first; ``problems`` gets a line for every run that cannot be read."""
@@ -215,17 +141,10 @@ class Comparer:
 
     def _latency(self, name: str) -> float | None:
         """Of one image through the run's saved network; None if it has none that can be loaded."""
-        from tools.benchmark import forward_ms
-
         files = RunFiles(name, self.output_dir)
         if not files.params.is_file() and not ensemble_file(files).is_file():
             return None
-        for network in self.networks.named([name]):
-            measured = self._latencies.get(name)
-            if measured is None or measured[0] is not network:
-                measured = self._latencies[name] = (network, round(forward_ms(network.model), 3))
-            return measured[1]
-        return None
+        return next((network.latency_ms for network in self.networks.named([name])), None)
 
     def compare(self, names: Collection[str] | None = None) -> Comparison:
         """The comparison; details for ``names`` (None: all).
@@ -321,133 +240,8 @@ class Comparer:
             if len(set(predicted.values())) > 1:
                 found.append({"index": index, "true": labels[index], "predicted": predicted})
         found.sort(key=lambda entry: -len(set(entry["predicted"].values())))  # stable: then by index
-        images = self.test_images() if found else None
+        digits = mnist_test_digits(self.data_dir) if found else None
         for entry in found[:MAX_DISAGREEMENTS]:
-            if images is not None and entry["index"] < len(images):
-                entry["pixels"] = base64.b64encode(images[entry["index"]].tobytes()).decode()
+            if digits is not None and entry["index"] < len(digits[0]):
+                entry["pixels"] = base64.b64encode(digits[0][entry["index"]].tobytes()).decode()
         return found[:MAX_DISAGREEMENTS]
-
-    def test_images(self) -> Any:
-        """The test images, uint8 [N, 28, 28]; None if MNIST is not on this machine."""
-        digits = mnist_test_digits(self.data_dir)
-        return None if digits is None else digits[0]
-
-
-_digits: dict[Path, Any] = {}
-
-
-def mnist_test_digits(data_dir: str | None = None) -> Any:
-    """The test images uint8 [N, 28, 28] and labels [N] as arrays; None if they are not on this machine."""
-    folder = PROJECT_DIR / "data" if data_dir is None else Path(data_dir)
-    if folder not in _digits:
-        from data_utils import load_images
-        from image_data.fetch import DataError, is_there
-
-        if not is_there(folder):
-            return None  # to fetch them is for the training command
-        try:
-            images, labels = load_images(folder, train=False, log=lambda line: None)
-        except (DataError, UsageError):
-            return None
-        _digits[folder] = (images.numpy(), labels.numpy())
-    return _digits[folder]
-
-
-def comparison_html(comparison: Comparison) -> str:
-    """One HTML file that shows ``comparison`` and needs nothing else, the internet least of all."""
-    from plotly.offline import get_plotlyjs
-
-    style = (STATIC / "style.css").read_text(encoding="utf-8")
-    # modules cannot import one another inside a file: the two that it takes stand one after the other
-    sources = [(STATIC / name).read_text(encoding="utf-8") for name in ("common.js", "compare.js")]
-    script = "\n".join(re.sub(r"^import .*\n|^export ", "", source, flags=re.MULTILINE) for source in sources)
-    data = json.dumps(asdict(comparison), allow_nan=False).replace("<", "\\u003c")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Comparison of runs on MNIST</title>
-<link rel="icon" href="data:,">
-<style>
-{style}
-</style>
-</head>
-<body>
-<main class="page" id="comparison"></main>
-<script>{get_plotlyjs()}</script>
-<script type="application/json" id="data">{data}</script>
-<script type="module">
-{script}
-showFile(document.getElementById("comparison"), JSON.parse(document.getElementById("data").textContent));
-</script>
-</body>
-</html>
-"""
-
-
-def print_table(rows: Sequence[RunRow], print_line: Callable[[str], None] = print) -> None:
-    """The table as text."""
-
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    width = max(len(row.name) for row in rows)
-    print_line(
-        f"{'run':<{width}} {'accuracy':>9} {'parameters':>10} {'bytes':>8} {'epochs':>6} {'seconds':>8} {'ms/image':>8}"
-        "  status"
-    )
-    for row in rows:
-        print_line(
-            f"{row.name:<{width}} {shown(row.accuracy, '.2f'):>8}% {row.parameters:>10,} {shown(row.bytes, ','):>8}"
-            f" {shown(row.epochs, 'd'):>6} {shown(row.seconds, '.1f'):>8} {shown(row.latency_ms, '.2f'):>8}"
-            f"  {row.status}"
-        )
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    parser = OneLineParser(description="Compare trained runs, as a table and as one HTML file.", allow_abbrev=False)
-    parser.add_argument("names", nargs="*", metavar="RUN", help="runs or ensembles; default: all that there are")
-    parser.add_argument("--output", type=Path, help="the HTML file; default: outputs/comparison.html")
-    parser.add_argument("--output_dir", help="folder with outputs; default: the project")
-    parser.add_argument("--data_dir", help="folder with MNIST/raw; default: the project's data")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
-    path = args.output or RunFiles("any", args.output_dir).metrics.with_name("comparison.html")
-    return exit_status(parser, lambda: compare_and_write(args.names or None, path, args.output_dir, args.data_dir))
-
-
-def compare_and_write(names: Sequence[str] | None, path: Path, output_dir: str | None, data_dir: str | None) -> int:
-    """Print the table of ``names`` and write the file."""
-    if not path.parent.is_dir():
-        raise UsageError(f"output: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise UsageError(f"output: {path} is a folder")
-    for name in names or ():
-        RunFiles(name)  # checks the names before torch is loaded
-    from imports import torch
-
-    torch.set_num_threads(1)  # one image is too little work to share
-    comparison = Comparer(output_dir, data_dir).compare(names)
-    for problem in comparison.problems:
-        print(f"Note: left out: {problem}", file=sys.stderr)
-    if not comparison.rows:
-        raise UsageError(f"there is no run under {path.parent}; train one: python main.py")
-    print_table([row for row in comparison.rows if row.name in comparison.chosen])
-    with atomic_write(path) as file:
-        file.write(comparison_html(comparison).encode())
-    print(f"written to {path}")
-    for missing in comparison.missing:
-        print(f"  {missing['what']} would be in it after: {missing['command']}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

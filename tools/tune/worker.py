@@ -1,4 +1,4 @@
-"""The workers of tools.tune: processes, here or on other machines, that take trials of a study from its database.
+"""A worker of a study: a process, here or on another machine, that takes trials from its database.
 
 multiprocessing.get_context("spawn").Process(target=work, args=(job, pipe)).start()
 """
@@ -11,44 +11,33 @@ import multiprocessing
 import os
 import platform
 import signal
-import sqlite3
 import tempfile
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from common.cli import silent
 from common.files import CommandError, UsageError
-from image_data.fetch import DataError
-from tools.tune_space import suggest
+from tools.tune.space import suggest
+from tools.tune.storage import GRACE, open_storage, quiet, storage_errors
 from training.config import TrainConfig
 
 if TYPE_CHECKING:
     import optuna
-    import sqlalchemy
     from optuna.trial import FrozenTrial
 
     from common.results import Metrics
     from imports import nn
 
-# A worker says that it lives every so often; one that was not heard of for so long is dead, and its trial goes to
-# another. In seconds.
-HEARTBEAT, GRACE = 5, 30
-RETRIES = 3  # of a trial whose worker died
 # A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on. Not the worst
 # half, and not sooner: while the rate is high the accuracy says little of what annealing will make of it
-# (docs/experiments.md).
+# (docs/tune.md).
 KEPT_PERCENT = 75.0
 RANDOM_TRIALS = 10  # before the sampler and the pruner have enough to learn from
 CONFIRM_SEED = 1_000_000  # the seeds of --confirm come after this one, the trials' before
-
-
-class TuneError(CommandError):
-    """The study cannot go on; one line says why."""
 
 
 @dataclass(frozen=True)
@@ -68,103 +57,6 @@ class Job:
         """How many trials are neither done nor under way; below 0 if there are more than were asked for."""
         states = Counter(trial.state.name for trial in trials)
         return self.trials - finished(trials) - states["RUNNING"] if self.trials else states["WAITING"]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Leave out what Optuna says of every trial, of features that may still change, and of plots of few trials."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.filterwarnings("ignore", module="optuna")
-        yield
-
-
-def shown(url: str) -> str:
-    """The URL of a database without its password.
-
-    Raises:
-        UsageError: it is none.
-    """
-    import sqlalchemy
-
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        raise UsageError(
-            "storage: not the URL of a database; it must read like sqlite:///study.db or"
-            " postgresql+psycopg://user@host/database"
-        ) from None
-
-
-@contextlib.contextmanager
-def storage_errors(url: str) -> Iterator[None]:
-    """Tell in one line what the database ``url`` refuses.
-
-    Raises:
-        TuneError: it does not answer, or does not do what it is asked to.
-    """
-    import optuna
-    import sqlalchemy
-
-    try:
-        yield
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise TuneError(f"storage: {shown(url)}: {_innermost(error)}") from None
-
-
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """The database ``url``, with Optuna's tables in it.
-
-    Raises:
-        UsageError: it is no database's URL, or this Python has no driver for it.
-    """
-    import optuna
-    import sqlalchemy
-
-    # SQLite has one writer at a time: wait for it. A connection to a server may have been cut meanwhile.
-    is_file = shown(url).startswith("sqlite")
-    try:
-        storage = optuna.storages.RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
-        )
-    except (sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
-        raise UsageError(f"storage: {shown(url)} needs a driver that is not installed: {_innermost(error)}") from None
-    if is_file:
-        _write_alone(storage.engine)
-    return storage
-
-
-def _write_alone(engine: sqlalchemy.Engine) -> None:
-    """Let every transaction of SQLite begin by taking its one lock.
-
-    Optuna takes a queued trial by SELECT ... FOR UPDATE, then UPDATE. SQLite has no FOR UPDATE, and Python's driver
-    begins a transaction at the UPDATE: two workers could take the same trial.
-    """
-    import sqlalchemy
-
-    def leave_transactions_alone(connection: sqlite3.Connection, record: object) -> None:
-        connection.isolation_level = None
-
-    def begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    sqlalchemy.event.listen(engine, "connect", leave_transactions_alone)
-    sqlalchemy.event.listen(engine, "begin", begin)
-    engine.dispose()  # of the connections made before
-
-
-def _innermost(error: BaseException) -> str:
-    """The first line of what an error was caused by."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def finished(trials: Sequence[FrozenTrial]) -> int:
@@ -193,7 +85,7 @@ def work(job: Job, troubles: Connection) -> None:
             Worker(job, stop_requested).run()
     except UsageError as error:
         troubles.send((2, str(error)))
-    except (TuneError, DataError, OSError) as error:
+    except (CommandError, OSError) as error:
         troubles.send((1, str(error)))
 
 

@@ -1,0 +1,175 @@
+"""How accurate a recipe is over seeds. Resumable: a finished seed is never run again."""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from common.files import UsageError
+from image_data.fetch import ensure_mnist
+from imports import Figure, FileLock
+from tools.intervals import mean_and_interval
+from tools.output import write_figure, write_json
+from tools.trainings import run_quietly, threads_each, train_in_a_process
+from training.config import TrainConfig, fields_in
+from visualization import load_metrics_json
+
+# What does not make a series another one: where its files are, how many cores it had, which of its runs this is.
+NOT_OF_A_SERIES = ("seed", *fields_in("machine", "place"))
+KNOWN_TO_NAIVE = ("model", "epochs", "scheduler", "max_lr", "batch_size")
+
+
+def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
+    """The subcommand: run the seeds that are missing, several at once, and report the series."""
+    config = TrainConfig.from_sources(given, args.config)
+    defaults = asdict(TrainConfig(model=config.model))
+    recipe = {
+        key: value
+        for key, value in asdict(config).items()
+        if key not in NOT_OF_A_SERIES and (key == "model" or value != defaults[key])
+    }
+    if args.naive:
+        unknown = [key for key in recipe if key not in KNOWN_TO_NAIVE]
+        if unknown:
+            raise UsageError(f"naive: the reference has no {', '.join(unknown)}; it knows {', '.join(KNOWN_TO_NAIVE)}")
+        recipe["naive"] = True
+    ensure_mnist(config.data_folder)
+    threads = config.threads or threads_each(args.jobs)
+    store = SeriesStore(args.results / "outputs" / "benchmark_accuracy.json", recipe, args.label)
+    seeds = [args.first_seed + number for number in range(args.seeds)]
+    missing = [seed for seed in seeds if seed not in store.runs]
+    print(f"{len(missing)} of {len(seeds)} seeds to run, {args.jobs} at a time, {threads} threads each", flush=True)
+
+    def run(seed: int) -> None:
+        if args.naive:
+            result = _run_naive(config, seed, threads)
+        else:
+            result = _run_command(replace(config, seed=seed, threads=threads), args.keep, args.results)
+        store.add(seed, result | {"threads": threads, "jobs": args.jobs})
+        print(f"seed {seed}: {result['accuracy']:.2f} % in {result['seconds']:.1f} s", flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(run, missing))
+    print_series(store.label, [store.runs[seed] for seed in seeds])
+    write_figure(args.results / "plots" / "benchmark_accuracy.png", accuracy_figure(store.all_series))
+    return 0
+
+
+class SeriesStore:
+    """The series in ``path``, and the one among them of the recipe ``recipe``.
+
+    Every finished run is written at once, and read again before, so that several benchmarks may write in turns.
+    """
+
+    def __init__(self, path: Path, recipe: dict[str, Any], label: str | None) -> None:
+        self.path, self.recipe = path, recipe
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.thread_lock = threading.Lock()
+        with self._alone():
+            self._read()
+            self.entry["label"] = label or self.entry.get("label") or _describe(recipe)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # the file's lock keeps other processes out, but not other threads of this one
+        with self.thread_lock, FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            yield
+
+    def _read(self) -> None:
+        self.all_series: list[dict[str, Any]] = []
+        if self.path.exists():
+            self.all_series = json.loads(self.path.read_text(encoding="utf-8"))
+        found = [entry for entry in self.all_series if entry["recipe"] == self.recipe]
+        self.entry: dict[str, Any] = found[0] if found else {"label": None, "recipe": self.recipe, "runs": {}}
+        if not found:
+            self.all_series.append(self.entry)
+
+    @property
+    def label(self) -> str:
+        """What the series is called."""
+        return str(self.entry["label"])
+
+    @property
+    def runs(self) -> dict[int, dict[str, Any]]:
+        """Seed -> its finished run."""
+        return {int(seed): run for seed, run in self.entry["runs"].items()}
+
+    def add(self, seed: int, run: dict[str, Any]) -> None:
+        """Record a finished run."""
+        with self._alone():
+            label = self.label
+            self._read()
+            self.entry["label"] = label
+            self.entry["runs"][str(seed)] = run
+            write_json(self.path, self.all_series)
+
+
+def _describe(recipe: dict[str, Any]) -> str:
+    changed = [f"{key} {value}" for key, value in recipe.items() if key != "model"]
+    return ", ".join([f"model {recipe['model']}", *changed])
+
+
+def _run_command(config: TrainConfig, keep: str | None, folder: Path) -> dict[str, Any]:
+    """Train once by the command; with ``keep`` its files stay in ``folder``, under that name and the seed's."""
+    with tempfile.TemporaryDirectory() as nowhere:
+        name, output_dir = ("run", nowhere) if keep is None else (f"{keep}_seed_{config.seed}", str(folder))
+        wall = train_in_a_process(replace(config, name=name, output_dir=output_dir))
+        metrics = load_metrics_json(name, output_dir)
+    split = "val" if config.val_split else "test"
+    return {
+        "accuracy": metrics[f"{split}_acc"][-1],
+        "seconds": metrics["total_seconds"],  # from the first batch to the last evaluation
+        "wall_seconds": round(wall, 3),  # of the whole command
+        "environment": metrics["environment"],
+    }
+
+
+def _run_naive(config: TrainConfig, seed: int, threads: int) -> dict[str, float]:
+    """Train once by the naive reference, in a process of its own."""
+    settings = {key: getattr(config, key) for key in KNOWN_TO_NAIVE}
+    settings |= {"seed": seed, "threads": threads, "data_dir": config.data_folder.resolve()}
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    result: dict[str, float] = json.loads(run_quietly([sys.executable, "-m", "tools.naive", *flags]))
+    return result
+
+
+def print_series(label: str, runs: Sequence[dict[str, float]]) -> None:
+    """Mean, spread and interval of the accuracy, and the seconds."""
+    mean, deviation, half = mean_and_interval([run["accuracy"] for run in runs])
+    seconds = [run["seconds"] for run in runs]
+    print(
+        f"{label}: {mean:.3f} % +- {half:.3f} (95 % interval), standard deviation {deviation:.3f}, n = {len(runs)};"
+        f" training median {statistics.median(seconds):.1f} s ({min(seconds):.1f}-{max(seconds):.1f})"
+    )
+
+
+def accuracy_figure(all_series: Sequence[dict[str, Any]]) -> Figure:
+    """A dot a run, a bar from one end of the mean's 95 % interval to the other, a row a series.
+
+    The bar is left out below three runs: that of two is wider than all the others together.
+    """
+    series = sorted((entry for entry in all_series if entry["runs"]), key=lambda entry: str(entry["label"]))
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(series)), layout="constrained")
+    axes = figure.subplots()
+    for row, entry in enumerate(series):
+        values = [run["accuracy"] for run in entry["runs"].values()]
+        axes.plot(values, [row] * len(values), "o", color="#4292c6", alpha=0.5, markersize=6)
+        mean, _, half = mean_and_interval(values)
+        if len(values) > 2:
+            axes.errorbar(mean, row, xerr=half, fmt="|", color="#08306b", markersize=16, capsize=4)
+    held_out = [", held-out images" if entry["recipe"].get("val_split") else "" for entry in series]
+    labels = [f"{entry['label']}{on} (n={len(entry['runs'])})" for entry, on in zip(series, held_out, strict=True)]
+    axes.set_yticks(range(len(series)), labels)
+    axes.set_ylim(len(series) - 0.4, -0.6)
+    axes.set_xlabel("accuracy at the last epoch [%]: each seed, the mean and its 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

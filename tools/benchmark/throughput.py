@@ -1,0 +1,271 @@
+"""How fast a training step is: images/s of each way to train, in turns.
+
+Each way has a process of its own, and a round of each follows after the other, so that a machine whose speed drifts is
+as fair to all of them.
+"""
+
+import argparse
+import itertools
+import math
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from common.files import PROJECT_DIR
+from data_utils import load_images
+from image_data.fetch import ensure_mnist
+from imports import Figure, torch
+from model_strategy import get_strategy
+from models.receptive_field import receptive_fields
+from tools.naive import NaiveTraining
+from tools.output import write_figure, write_json
+from tools.timing import matrix_flops
+from tools.trainings import ProcessError, run_quietly
+from training.config import TrainConfig
+from training.machine import environment, has_bfloat16
+from training.setup import prepare_run
+from visualization import load_metrics_json
+
+BEST_BATCH = 512  # images a step at which the cores do the most
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train that is timed."""
+
+    label: str
+    batch_size: int
+    naive: bool = False
+    kernels: bool = True
+    amp: bool = False
+    compile: bool = False
+
+
+def settings_to_compare(batch_size: int) -> list[Setting]:
+    """The reference, the command as it is, without its kernels, and with each way to be faster, also at ``BEST_BATCH``.
+
+    Those in bfloat16 are left out where the CPU has none: they would be the others once more.
+    """
+    compiled = Setting("--compile", batch_size, compile=True)
+    settings = [
+        Setting("naive reference", batch_size, naive=True, kernels=False),
+        Setting("--no-kernels", batch_size, kernels=False),
+        Setting("default", batch_size),
+        compiled,
+        replace(compiled, label=f"--compile --batch_size {BEST_BATCH}", batch_size=BEST_BATCH),
+    ]
+    if has_bfloat16(torch.device("cpu")):
+        settings += [
+            replace(setting, label=f"--amp {setting.label}".removesuffix(" default"), amp=True)
+            for setting in settings[2:]
+        ]
+    return settings
+
+
+def throughput(args: argparse.Namespace) -> int:
+    """The subcommand: time, print a table, write the JSON and the chart."""
+    ensure_mnist(args.data_dir)
+    if args.processes:
+        return throughput_of_processes(args)
+    results: dict[str, Any] = {"environment": environment(torch.device("cpu")), "rounds": args.rounds, "models": {}}
+    for model in args.models:
+        rows = time_settings(model, settings_to_compare(args.batch_size), args)
+        results["models"][model] = rows
+        print_throughput(model, rows)
+    write_json(args.results / "outputs" / "benchmark_throughput.json", results)
+    write_figure(args.results / "plots" / "benchmark_throughput.png", throughput_figure(results))
+    return 0
+
+
+def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time ``settings`` in turns, each in a process of its own that waits while another works.
+
+    Returns:
+        A row a setting: images/s of every round and their median, the ratio to the first setting and to the cores'
+        bound (medians of the ratios round by round), and the process's peak memory in MiB.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers: list[tuple[Setting, Connection]] = []
+    for setting in settings:
+        here, there = context.Pipe()
+        context.Process(target=_worker, args=(there, setting, model, str(args.data_dir)), daemon=True).start()
+        there.close()  # so that the end of the process is the end of the pipe
+        _ask(here, setting)  # it has taken its first steps; one after the other, so as not to disturb each other
+        workers.append((setting, here))
+    bound_flops = 6 * multiply_adds(model)  # forward, and twice that backward; a multiply-add is two operations
+    rates: dict[str, list[float]] = {setting.label: [] for setting in settings}
+    bounds: list[float] = []
+    for _ in range(args.rounds):
+        for setting, worker in workers:
+            rates[setting.label].append(_ask(worker, setting, args.images))
+        bounds.append(matrix_flops() / bound_flops)
+    rows = []
+    for setting, worker in workers:
+        mine, first = rates[setting.label], rates[settings[0].label]
+        rows.append(
+            {
+                **asdict(setting),
+                "images_per_second": [round(rate, 1) for rate in mine],
+                "median": round(statistics.median(mine), 1),
+                "ratio": round(statistics.median(a / b for a, b in zip(mine, first, strict=True)), 3),
+                "share_of_bound": round(statistics.median(a / b for a, b in zip(mine, bounds, strict=True)), 4),
+                "peak_mib": _ask(worker, setting, 0),
+            }
+        )
+    return rows
+
+
+def _ask(worker: Connection, setting: Setting, images: int | None = None) -> Any:
+    try:
+        if images is not None:
+            worker.send(images)
+        return worker.recv()
+    except (EOFError, BrokenPipeError):
+        raise ProcessError(f"the process of {setting.label!r} ended early") from None
+
+
+def _worker(connection: Connection, setting: Setting, model: str, data_dir: str) -> None:
+    """Train as ``setting`` says, as many images as each message asks for; answer with images/s. 0 ends it."""
+    with tempfile.TemporaryDirectory() as output_dir:
+        config = TrainConfig(
+            model=model,
+            scheduler="onecycle",
+            epochs=1000,
+            batch_size=setting.batch_size,
+            kernels=setting.kernels,
+            amp=setting.amp,
+            compile=setting.compile,
+            device="cpu",
+            data_dir=data_dir,
+            output_dir=output_dir,
+        )
+        train = _naive_training(config) if setting.naive else _training(config)
+        train(5)  # compiles, allocates
+        connection.send("ready")
+        while images := connection.recv():
+            began = time.perf_counter()
+            done = train(math.ceil(images / setting.batch_size))
+            connection.send(done / (time.perf_counter() - began))
+    connection.send(_peak_mib())
+
+
+def _peak_mib() -> int | None:
+    """The most memory that this process ever had, in MiB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+
+
+def _naive_training(config: TrainConfig) -> Callable[[int], int]:
+    """A function that takes so many steps of the reference's loop and returns how many images they had."""
+    training = NaiveTraining(config)
+    steps = itertools.chain.from_iterable(training.train_batches() for _ in itertools.count())
+    return lambda count: sum(itertools.islice(steps, count))
+
+
+def _training(config: TrainConfig) -> Callable[[int], int]:
+    """The same for the command's own loop."""
+    config.files.make_folders()
+    run = prepare_run(config, torch.device("cpu"))
+    batches = itertools.chain.from_iterable(run.data.train for _ in itertools.count())
+
+    def train(count: int) -> int:
+        before = run.report.count
+        while count > 0:  # an epoch at most, as the loop is asked for
+            steps = min(count, len(run.data.train))
+            run.train_batches(itertools.islice(batches, steps))
+            count -= steps
+        run.report.fetch()
+        return run.report.count - before
+
+    return train
+
+
+def multiply_adds(model: str) -> int:
+    """Multiply-adds of one image's forward pass through the convolutions and linear layers."""
+    rows = receptive_fields(get_strategy(model).build())
+    return sum(row.parameters * row.output[1] * row.output[2] for row in rows if row.kind in ("Conv2d", "Linear"))
+
+
+def print_throughput(model: str, rows: Sequence[dict[str, Any]]) -> None:
+    """One model's rows as a table."""
+    print(f"\nmodel {model}: images/s, medians of {len(rows[0]['images_per_second'])} interleaved rounds")
+    print(f"{'setting':<34} {'batch':>5} {'images/s':>9} {'min-max':>15} {'ratio':>6} {'of bound':>8} {'peak MiB':>8}")
+    for row in rows:
+        rates = row["images_per_second"]
+        print(
+            f"{row['label']:<34} {row['batch_size']:>5} {row['median']:>9,.0f} {min(rates):>8,.0f}-{max(rates):<6,.0f}"
+            f" {row['ratio']:>6.2f} {row['share_of_bound']:>8.1%} {row['peak_mib'] or '-':>8}"
+        )
+
+
+def throughput_figure(results: dict[str, Any]) -> Figure:
+    """Bars: images/s of each setting, a group a model."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots()
+    labels = [row["label"] for row in next(iter(results["models"].values()))]
+    # grey, in float32 blue, in bfloat16 orange
+    colors = ["#bdbdbd", "#c6dbef", "#6baed6", "#2171b5", "#08306b", "#fdae6b", "#e6550d", "#8c2d04"]
+    width = 0.8 / len(labels)
+    for number, (label, color) in enumerate(zip(labels, colors[: len(labels)], strict=True)):
+        rows = [rows[number] for rows in results["models"].values()]
+        places = [group + (number - (len(labels) - 1) / 2) * width for group in range(len(rows))]
+        medians = [row["median"] for row in rows]
+        spread = [
+            [row["median"] - min(row["images_per_second"]) for row in rows],
+            [max(row["images_per_second"]) - row["median"] for row in rows],
+        ]
+        bars = axes.bar(places, medians, width=0.95 * width, color=color, label=label, yerr=spread, ecolor="#555555")
+        ratios = [f"{row['ratio']:.1f}x" if number else "" for row in rows]
+        axes.bar_label(bars, ratios, fontsize=9, padding=2)
+    axes.set_xticks(range(len(results["models"])), [f"model {model}" for model in results["models"]])
+    axes.set_ylabel("images/s")
+    threads, version = results["environment"]["threads"], results["environment"]["torch"]
+    axes.set_title(f"Training throughput on {threads} CPU threads, torch {version}: median, min to max")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=5, fontsize=9)
+    axes.margins(y=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def throughput_of_processes(args: argparse.Namespace) -> int:
+    """``--processes N``: whole epochs of the command, by one process of one thread and by N of them, in turns."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
+    launchers = {"1": [sys.executable], str(args.processes): torchrun}
+    models: dict[str, Any] = {}
+    for model in args.models:
+        rates: dict[str, list[float]] = {count: [] for count in launchers}
+        for _ in range(args.rounds):
+            for count, launcher in launchers.items():
+                rates[count].append(_epoch_rate(launcher, model, args))
+        one, many = rates.values()
+        ratio = statistics.median(b / a for a, b in zip(one, many, strict=True))
+        models[model] = {"images_per_second": rates, "ratio": round(ratio, 3)}
+        print(
+            f"model {model}, batch {args.batch_size}, one thread a process, {args.rounds} interleaved rounds:"
+            f" 1 process {statistics.median(one):,.0f}, {args.processes} processes {statistics.median(many):,.0f}"
+            f" images/s, ratio {ratio:.2f}"
+        )
+    results = {"environment": environment(torch.device("cpu")), "batch_size": args.batch_size, "models": models}
+    write_json(args.results / "outputs" / "benchmark_processes.json", results)
+    return 0
+
+
+def _epoch_rate(launcher: Sequence[str], model: str, args: argparse.Namespace) -> float:
+    with tempfile.TemporaryDirectory() as output_dir:
+        command = [*launcher, str(PROJECT_DIR / "main.py"), "--model", model, "--scheduler", "onecycle"]
+        command += ["--epochs", "1", "--threads", "1", "--batch_size", str(args.batch_size), "--name", "run"]
+        command += ["--data_dir", str(args.data_dir), "--output_dir", output_dir, "--device", "cpu"]
+        run_quietly(command)
+        metrics = load_metrics_json("run", output_dir)
+        images = len(load_images(args.data_dir, train=True)[1])
+        return images / float(metrics["epoch_seconds"][0])

@@ -1,0 +1,6 @@
+"""A trained network as one small file for a phone or a browser: ``python -m tools.export``.
+
+files.py     the files: made, held against the network, written
+formats.py   ONNX and ExecuTorch, and the runtimes that run them
+results.py   what is measured, the table and the picture
+"""

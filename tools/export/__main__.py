@@ -1,0 +1,83 @@
+"""A trained network as one small file for a phone or a browser, measured in the runtime that will run it.
+
+    python -m tools.export --model 3                                   # ONNX and ExecuTorch, float32 and int8
+    python -m tools.export --name trial --format executorch --precision int8
+
+A file takes 28x28 grey levels as bytes, uint8 [N, 1, 28, 28], white on black, and returns ten probabilities an
+image, float32 [N, 10]; scaling and normalisation are inside. Quantisation looks at training images alone, and a file
+that loses more than ``--max_drop`` points on other training images gets no name. docs/export.md tells how an app runs
+the files.
+"""
+
+import argparse
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from common.cli import OneLineParser, exit_status
+from common.files import PROJECT_DIR, RunFiles, UsageError
+from model_strategy import known_models
+
+FORMATS = ("onnx", "executorch")
+PRECISIONS = ("fp32", "int8")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back what the exporters warn about their own insides; errors are raised, not logged."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = OneLineParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="examples:\n" + (__doc__ or "").split("\n\n")[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", choices=known_models(), help="which network; default: what the run's metrics say")
+    parser.add_argument("--name", help="which run; default: mnist_model_MODEL")
+    parser.add_argument("--format", choices=[*FORMATS, "all"], default="all", help="(all)")
+    parser.add_argument("--precision", choices=[*PRECISIONS, "all"], default="all", help="(all)")
+    parser.add_argument("--max_drop", type=float, default=0.1, help="points that a file may lose (0.1)")
+    parser.add_argument("--data_dir", type=Path, default=PROJECT_DIR / "data")
+    parser.add_argument("--output_dir", type=Path, help="folder of the run and its files; default: the project")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit status: 0 done, 1 a file was refused or could not be written, 2 a mistake."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    return exit_status(parser, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the arguments, then export."""
+    if args.model is None and args.name is None:
+        raise UsageError("give --model or --name")
+    if not 0 <= args.max_drop <= 100:  # not a number neither
+        raise UsageError(f"max_drop: {args.max_drop} is not allowed; it must be from 0 to 100 points")
+    args.name = args.name or f"mnist_model_{args.model}"
+    RunFiles(args.name, args.output_dir)  # checks the name
+    args.formats = FORMATS if args.format == "all" else (args.format,)
+    args.precisions = PRECISIONS if args.precision == "all" else (args.precision,)
+    with quiet():
+        from tools.export.files import export
+
+        return export(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Any trained network by its name: a run of the training command, or an ensemble of several.
+
+network = load_network("mnist_model_1")
+rows = probabilities(network.model, images)       # of images in MNIST's form
+networks = Networks("results").all()              # every one under a folder, loaded again when its files change
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.files import DamagedFileError, RunFiles, UsageError, existing_runs
+from tools.cache import FileCache
+
+if TYPE_CHECKING:
+    from common.results import OutputDir
+    from image_data.form import MnistImage
+    from imports import nn
+    from tools.voting import Ensemble
+
+ENSEMBLE_COMMAND = "python -m tools.ensemble"
+ENSEMBLE_SCHEMA = 1
+_NUMBER = int | float
+_ENSEMBLE_TYPES: dict[str, Any] = {  # in brackets: lists of such
+    **{"method": str, "temperature": _NUMBER, "models": [str], "weights": [_NUMBER]},
+    **{"accuracy": _NUMBER, "parameters": int, "members": [str]},
+}
+NOT_ENSEMBLES = ("_metrics.json", "_evaluation.json", "_export.json")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network and what is known of it. ``accuracy`` is of the test images, in percent."""
+
+    name: str
+    kind: str  # "network" or "ensemble"
+    model: nn.Module
+    parameters: int
+    accuracy: float | None
+    facts: dict[str, Any]  # a run's metrics, or the description of an ensemble
+
+    @functools.cached_property
+    def latency_ms(self) -> float:
+        """Of one image, on this machine."""
+        from tools.timing import forward_ms
+
+        return round(forward_ms(self.model), 3)
+
+
+def load_network(name: str, output_dir: OutputDir = None, kind: str | None = None, model: str | None = None) -> Network:
+    """The trained network of the run ``name``, or the ensemble of that name.
+
+    Args:
+        kind: ``network`` or ``ensemble``; None: whichever there is.
+        model: which network the run has; None: the one that its metrics name.
+
+    Raises:
+        UsageError: the name is not allowed, there is no such run or ensemble, or its weights are another network's.
+        DamagedFileError: its files are damaged.
+    """
+    from visualization import count_parameters, load_metrics_json
+
+    files = RunFiles(name, output_dir)
+    if kind is None:
+        kind = "ensemble" if ensemble_file(files).is_file() and not files.metrics.is_file() else "network"
+    try:
+        if kind == "ensemble":
+            facts = read_ensemble(files)
+            module: nn.Module = _ensemble_of(facts, output_dir)
+        else:
+            facts = load_metrics_json(name, output_dir) if model is None else {}
+            module = load_run(model or facts["model"], name, output_dir)
+    except DamagedFileError:
+        raise
+    except (FileNotFoundError, RuntimeError) as error:
+        raise UsageError(str(error)) from None
+    accuracies = [float(facts["accuracy"])] if kind == "ensemble" else facts.get("test_acc")
+    return Network(name, kind, module, count_parameters(module), accuracies[-1] if accuracies else None, facts)
+
+
+def load_run(model: str, name: str, output_dir: OutputDir = None) -> nn.Module:
+    """The registered network ``model`` with the weights of the run ``name``, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        DamagedFileError: its weights are damaged, or no such network is registered.
+        RuntimeError: they are another network's.
+    """
+    from model_strategy import get_strategy
+    from visualization import load_model_params
+
+    try:
+        network = get_strategy(model).build()
+    except ValueError as error:  # one that was registered in a script
+        raise DamagedFileError(f"{RunFiles(name, output_dir).params} cannot be used here: {error}") from None
+    return load_model_params(network, name, output_dir)
+
+
+def load_ensemble(name: str = "ensemble", output_dir: OutputDir = None) -> Ensemble:
+    """The ensemble that ``outputs/NAME.json`` describes, with its members' weights.
+
+    Raises:
+        FileNotFoundError: it or a member is not there.
+        DamagedFileError, RuntimeError: a file is not what it should be.
+    """
+    return _ensemble_of(read_ensemble(RunFiles(name, output_dir)), output_dir)
+
+
+def _ensemble_of(facts: dict[str, Any], output_dir: OutputDir) -> Ensemble:
+    from tools.voting import Ensemble
+
+    named = zip(facts["models"], facts["members"], strict=True)
+    members = [load_run(model, member, output_dir) for model, member in named]
+    return Ensemble(members, facts["method"], facts["weights"], float(facts["temperature"]))
+
+
+def ensemble_file(files: RunFiles) -> Path:
+    """Where ``tools.ensemble`` writes what it made."""
+    return files.metrics.with_name(f"{files.name}.json")
+
+
+def read_ensemble(files: RunFiles) -> dict[str, Any]:
+    """What ``tools.ensemble`` wrote of an ensemble.
+
+    Raises:
+        FileNotFoundError: there is none of this name.
+        DamagedFileError: it is not what it says.
+    """
+    path = ensemble_file(files)
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        _check_ensemble(facts)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; {ENSEMBLE_COMMAND} --name {files.name} makes it") from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged and does not describe an ensemble: {error}") from None
+    found: dict[str, Any] = facts
+    return found
+
+
+def _check_ensemble(facts: Any) -> None:
+    from tools.voting import METHODS
+
+    if not isinstance(facts, dict) or facts.get("kind") != "ensemble":
+        raise ValueError("it is of another kind")
+    wrong = [key for key, kind in _ENSEMBLE_TYPES.items() if not _is_a(facts.get(key), kind)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} missing or of another type")
+    if facts.get("schema") != ENSEMBLE_SCHEMA or facts["method"] not in METHODS:
+        raise ValueError(f"schema {facts.get('schema')!r} or method {facts['method']!r} is not known")
+    if len({len(facts[key]) for key in ("members", "models", "weights")}) > 1:
+        raise ValueError("it has not as many members as models and weights")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(isinstance(item, kind[0]) for item in value)
+    return isinstance(value, kind)
+
+
+def known_ensembles(output_dir: str | None = None) -> list[str]:
+    """Names of the files under outputs/ that may describe an ensemble, sorted."""
+    folder = RunFiles("any", output_dir).metrics.parent
+    files = [path for path in folder.glob("*.json") if not path.name.endswith(NOT_ENSEMBLES) and is_a_name(path.stem)]
+    return sorted(path.stem for path in files if _kinds.get(path, [path], functools.partial(_says_ensemble, path)))
+
+
+def _says_ensemble(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True  # it may be one that is damaged: whoever loads it will tell
+    return isinstance(found, dict) and found.get("kind") == "ensemble"
+
+
+_kinds: FileCache[bool] = FileCache()  # whether a file describes an ensemble
+
+
+def known_networks(output_dir: str | None = None) -> list[str]:
+    """Names of the ensembles, then of the runs that have weights and metrics, but for those trained to vote."""
+    with_metrics = set(existing_runs(output_dir, "_metrics.json"))
+    ensembles = [name for name in known_ensembles(output_dir) if name not in with_metrics]
+    voters = tuple(f"{name}_model_" for name in ensembles)
+    runs = [
+        name
+        for name in existing_runs(output_dir, "_params.pth")
+        if name in with_metrics and is_a_name(name) and not name.startswith(voters)
+    ]
+    return ensembles + runs
+
+
+def is_a_name(name: str) -> bool:
+    """Whether a run may have this name; a file that somebody put into the folder may have any."""
+    try:
+        RunFiles(name)
+    except UsageError:
+        return False
+    return True
+
+
+class Networks:
+    """The networks under ``output_dir``, loaded when first asked for, and again when their files change.
+
+    Safe to use from several threads. ``log`` hears of each file that cannot be used, once a change.
+    """
+
+    def __init__(self, output_dir: str | None = None, log: Callable[[str], None] = print) -> None:
+        self.output_dir, self.log = output_dir, log
+        self._loaded: FileCache[Network | None] = FileCache()
+
+    def all(self) -> list[Network]:
+        """Every network that can be used."""
+        return self.named(known_networks(self.output_dir))
+
+    def named(self, names: Iterable[str]) -> list[Network]:
+        """Those of ``names`` that can be used."""
+        found = [self._loaded.get(name, self._files_of(name), functools.partial(self._load, name)) for name in names]
+        return [network for network in found if network is not None]
+
+    def _load(self, name: str) -> Network | None:
+        try:
+            return load_network(name, self.output_dir)
+        except (ImportError, OSError, RuntimeError, UsageError) as error:
+            self.log(f"{name} is left out: {error}")
+            return None
+
+    def _files_of(self, name: str) -> list[Path]:
+        """What is changed when other weights are to be loaded. A run that trains rewrites only its metrics."""
+        files = RunFiles(name, self.output_dir)
+        if files.metrics.is_file():
+            return [files.params]
+        with contextlib.suppress(FileNotFoundError, DamagedFileError, UsageError):
+            members = [RunFiles(member, self.output_dir) for member in read_ensemble(files)["members"]]
+            return [ensemble_file(files), *(member.params for member in members)]
+        return [ensemble_file(files)]
+
+
+def probabilities(network: nn.Module, images: Sequence[MnistImage]) -> list[list[float]]:
+    """What ``network`` makes of images in MNIST's form: the ten classes' probabilities, an image a row."""
+    import numpy as np
+
+    from data_utils import normalize
+    from imports import torch
+
+    batch = normalize(torch.from_numpy(np.stack(images)).unsqueeze(1).float())
+    with torch.inference_mode():
+        rows: list[list[float]] = network(batch).exp().tolist()
+    return rows

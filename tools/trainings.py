@@ -1,0 +1,124 @@
+"""Trainings in processes of their own, by the command itself.
+
+with stopping_on_sigterm():
+    train_missing([TrainConfig(seed=seed, name=f"trial_{seed}") for seed in range(1, 4)], jobs=2)
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+
+from common.files import PROJECT_DIR, CommandError, UsageError
+from tools.timing import seconds_of
+from training.config import TrainConfig, fields_in
+from visualization import load_metrics_json
+
+_under_way: set[subprocess.Popen[str]] = set()
+
+
+class ProcessError(CommandError):
+    """A process that was started failed; one line says which and how."""
+
+
+def run_quietly(command: Sequence[str]) -> str:
+    """What ``command`` prints.
+
+    Raises:
+        ProcessError: it failed.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=PROJECT_DIR, stdout=pipe, stderr=pipe, text=True) as process:
+        _under_way.add(process)
+        try:
+            out, err = process.communicate()
+        finally:
+            _under_way.discard(process)
+    if process.returncode:
+        last_line = (err.strip().splitlines() or ["it printed nothing"])[-1]
+        raise ProcessError(f"exit status {process.returncode} of {shlex.join(command)}: {last_line}")
+    return out
+
+
+@contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, also to the trainings that this process started."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        for process in list(_under_way):
+            process.terminate()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def threads_each(jobs: int) -> int:
+    """The CPU threads of each of ``jobs`` trainings at once."""
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def train_in_a_process(config: TrainConfig) -> float:
+    """Train by the command itself, in a process of its own. Returns the seconds that the whole command took.
+
+    Raises:
+        ProcessError: it failed.
+    """
+    settings = asdict(config) | {"data_dir": str(config.data_folder.resolve())}
+    if config.output_dir is not None:  # the command runs in the project's folder
+        settings["output_dir"] = str(Path(config.output_dir).resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        config_file = Path(folder) / "run.toml"
+        config_file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items() if v is not None))
+        command = [sys.executable, str(PROJECT_DIR / "main.py"), "--config", str(config_file)]
+        return seconds_of(lambda: run_quietly(command))
+
+
+def is_trained(config: TrainConfig) -> bool:
+    """Whether the run is there and finished.
+
+    Raises:
+        UsageError: there is one of this name with other settings.
+    """
+    try:
+        metrics = load_metrics_json(config.run_name, config.output_dir)
+    except FileNotFoundError:
+        return False
+    if metrics["status"] != "finished":
+        return False
+    elsewhere = fields_in("machine", "place")
+    saved, wanted = asdict(TrainConfig(**metrics["config"])), asdict(config)
+    other = [key for key in wanted if key not in elsewhere and wanted[key] != saved[key]]
+    if other:
+        raise UsageError(
+            f"name: the run {config.run_name} is there with another {', '.join(other)}; choose another --name, or"
+            " remove that run"
+        )
+    return config.files.params.exists()
+
+
+def train_missing(runs: Sequence[TrainConfig], jobs: int) -> None:
+    """Train those that are not there, ``jobs`` at a time."""
+    missing = [run for run in runs if not is_trained(run)]
+    if not missing:
+        return
+    print(f"{len(missing)} of {len(runs)} runs to train, {jobs} at a time", flush=True)
+
+    def train(run: TrainConfig) -> None:
+        seconds = train_in_a_process(replace(run, threads=run.threads or threads_each(jobs)))
+        print(f"{run.run_name}: trained in {seconds:.1f} s", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(train, missing))

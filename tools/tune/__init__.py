@@ -1,0 +1,17 @@
+"""Better settings for a network on a data set: ``python -m tools.tune``, or ``main`` from a script.
+
+space.py     what is searched, and a trial's draw from it
+storage.py   the study and its database
+worker.py    a process that takes trials and trains them
+workers.py   this machine's workers, from outside
+results.py   tables, the best settings as a file, the report, the confirmation
+"""
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command, for a script that registers a network of its own before. Returns its exit status."""
+    from tools.tune.__main__ import main
+
+    return main(argv)

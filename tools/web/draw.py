@@ -1,0 +1,150 @@
+"""What the view Draw asks: /api/predict and /api/models, which digit it is; /api/digits, one of MNIST's."""
+
+import random
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, HTTPException, Path, Request
+from pydantic import BaseModel, Field
+
+from image_data.form import MAX_BYTES, EmptyImageError, ImageError, MnistImage, TooLargeError, read_grey, to_mnist
+from tools.compare.sources import mnist_test_digits
+from tools.networks import Network, probabilities
+from tools.web.server import Server, TheServer, problems, read_body
+
+MNIST_BYTES = 784
+RAW_TYPE = "application/octet-stream"
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
+IMAGE_SCHEMA = {"schema": {"type": "string", "format": "binary"}}
+RAW_SCHEMA = {"schema": {"type": "string", "format": "binary", "minLength": MNIST_BYTES, "maxLength": MNIST_BYTES}}
+BODY_SCHEMA = {
+    "required": True,
+    "description": "A PNG, JPEG or WebP image, or 784 raw bytes in MNIST's form.",
+    "content": {**dict.fromkeys(IMAGE_TYPES, IMAGE_SCHEMA), RAW_TYPE: RAW_SCHEMA},
+}
+
+router = APIRouter(prefix="/api")
+
+
+class Prediction(BaseModel):
+    """What one network answers."""
+
+    digit: int = Field(ge=0, le=9)
+    probabilities: list[float] = Field(description="of the digits 0 to 9", min_length=10, max_length=10)
+
+
+class Answer(BaseModel):
+    """What all networks answer, and the image that they saw."""
+
+    predictions: dict[str, Prediction]
+    input: list[int] = Field(description="28 x 28 grey levels, white on black", min_length=784, max_length=784)
+
+
+class ModelInfo(BaseModel):
+    """A network that answers drawings."""
+
+    name: str
+    kind: str = Field(description="network or ensemble")
+    parameters: int
+    accuracy: float | None = Field(description="of the 10,000 test images, in percent")
+
+
+class TestDigit(BaseModel):
+    """A test image and its true label."""
+
+    index: int
+    label: int = Field(ge=0, le=9)
+    pixels: list[int] = Field(description="28 x 28 grey levels, white on black", min_length=784, max_length=784)
+
+
+def mnist_form(content_type: str, body: bytes) -> MnistImage:
+    """The image that the networks see, from the body of a request.
+
+    Raises:
+        HTTPException: 413, 415 or 422, with the reason.
+    """
+    if content_type == RAW_TYPE:
+        if len(body) != MNIST_BYTES:
+            raise HTTPException(422, f"raw bytes must be {MNIST_BYTES}, 28 rows of 28 grey levels; got {len(body)}")
+        image = np.frombuffer(body, dtype=np.uint8).reshape(28, 28)
+        if not image.any():
+            raise HTTPException(422, "nothing is drawn on the image")
+        return image
+    try:
+        return to_mnist(read_grey(body))
+    except TooLargeError as error:
+        raise HTTPException(413, str(error)) from None
+    except (ImageError, EmptyImageError) as error:
+        raise HTTPException(422, str(error)) from None
+
+
+def answer(networks: list[Network], image: MnistImage) -> Answer:
+    """Ask every network."""
+    predictions = {}
+    for network in networks:
+        (row,) = probabilities(network.model, [image])
+        digit = max(range(10), key=row.__getitem__)
+        predictions[network.name] = Prediction(digit=digit, probabilities=[round(p, 6) for p in row])
+    return Answer(predictions=predictions, input=image.reshape(-1).tolist())
+
+
+@router.post(
+    "/predict",
+    response_model=Answer,
+    responses=problems(403, 408, 413, 415, 422, 503),
+    openapi_extra={"requestBody": BODY_SCHEMA},
+    tags=["predict"],
+)
+async def predict(request: Request, server: TheServer) -> Answer:
+    """Which digit is on an image, by every network."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type not in (*IMAGE_TYPES, RAW_TYPE):
+        allowed = ", ".join((*IMAGE_TYPES, RAW_TYPE))
+        raise HTTPException(415, f"the content type {content_type!r} is not allowed; send one of {allowed}")
+    async with server.inference.place():
+        body = await read_body(request, MAX_BYTES)
+
+        def work() -> Answer:
+            image = mnist_form(content_type, body)
+            asked = server.answering_networks()
+            if not asked:
+                raise HTTPException(503, "there is no trained network; train one: python main.py")
+            return answer(asked, image)
+
+        return await server.inference.work(work)
+
+
+@router.get("/models", response_model=list[ModelInfo], responses=problems(403, 503), tags=["predict"])
+async def models(server: TheServer) -> list[ModelInfo]:
+    """The networks that answer."""
+    found = await server.reading.run(server.answering_networks)
+    return [ModelInfo.model_validate(network, from_attributes=True) for network in found]
+
+
+async def test_digit(server: Server, index: int | None) -> TestDigit:
+    """The test image ``index``; None: any of them.
+
+    Raises:
+        HTTPException: 404, there is none.
+    """
+    digits = await server.reading.run(mnist_test_digits, server.settings.data_dir)
+    if digits is None:
+        raise HTTPException(404, "MNIST is not on this machine; a training fetches it: python main.py --epochs 1")
+    images, labels = digits
+    if index is None:
+        index = random.randrange(len(labels))
+    if index >= len(labels):
+        raise HTTPException(404, f"there is no test image {index}; there are {len(labels):,}")
+    return TestDigit(index=index, label=int(labels[index]), pixels=images[index].reshape(-1).tolist())
+
+
+@router.get("/digits/random", response_model=TestDigit, responses=problems(403, 404, 503), tags=["digits"])
+async def random_digit(server: TheServer) -> TestDigit:
+    """A test image, drawn at random."""
+    return await test_digit(server, None)
+
+
+@router.get("/digits/{index}", response_model=TestDigit, responses=problems(403, 404, 422, 503), tags=["digits"])
+async def one_digit(server: TheServer, index: Annotated[int, Path(ge=0, le=1_000_000)]) -> TestDigit:
+    """The test image of this number."""
+    return await test_digit(server, index)

@@ -1,0 +1,127 @@
+"""What the server's routes stand on: the networks, the runs, who may ask how much, and how many at once."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from fastapi import Depends, HTTPException, Request
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from tools.compare.comparer import Comparer
+from tools.networks import Network, Networks
+from tools.web.live import Watcher
+
+Result = TypeVar("Result")
+
+BODY_SECONDS = 15  # within which a request's body must have come
+WAITING = 64  # answers under way or waiting at once; more are sent away
+MAX_NETWORKS = 12  # that answer a drawing
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the API's description: these statuses come with a reason."""
+    return {status: {"model": Problem} for status in statuses}
+
+
+class Bounded:
+    """Lets a few calls work at once, in threads, and a few more wait: a flood is sent away, not worked off."""
+
+    def __init__(self, at_once: int, waiting: int) -> None:
+        self.limiter = anyio.CapacityLimiter(at_once)
+        self.waiting, self.under_way = waiting, 0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place among those that wait: to be had before a body is read, since that takes memory.
+
+        Raises:
+            HTTPException: 503, all are taken.
+        """
+        if self.under_way >= self.waiting:
+            raise HTTPException(503, "too many requests are under way; try again", {"Retry-After": "1"})
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+    async def work(self, function: Callable[..., Result], *args: Any) -> Result:
+        """What ``function`` returns, when it is its turn."""
+        return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter)
+
+    async def run(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Both at once."""
+        async with self.place():
+            return await self.work(function, *args)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The request's body.
+
+    Raises:
+        HTTPException: 413, it is longer than ``limit`` bytes; 408, it took too long.
+    """
+    too_long = HTTPException(413, f"the body is too long; at most {limit:,} bytes are allowed")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_long
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > limit:
+                    raise too_long
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {BODY_SECONDS} s") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the body ended early") from None  # nobody hears it, and nothing is logged
+    return bytes(body)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the server listens and what it shows. None: the project's own folders."""
+
+    host: str = "127.0.0.1"
+    output_dir: str | None = None
+    data_dir: str | None = None
+
+
+class Server:
+    """Of one page, kept from one request to the next."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.networks = Networks(settings.output_dir)
+        self.comparer = Comparer(settings.output_dir, settings.data_dir, self.networks)
+        self.watcher = Watcher(settings.output_dir)
+        # half of the cores, so that a training beside it goes on; files are read apart from that
+        self.inference = Bounded(max(1, (os.cpu_count() or 1) // 2), WAITING)
+        self.reading = Bounded(1, WAITING)
+        self.watching = 0  # pages
+
+    def answering_networks(self) -> list[Network]:
+        """Those that answer a drawing."""
+        return self.networks.all()[:MAX_NETWORKS]
+
+
+def server_of(request: Request) -> Server:
+    """The server that ``request`` came to."""
+    server: Server = request.app.state.server
+    return server
+
+
+TheServer = Annotated[Server, Depends(server_of)]
