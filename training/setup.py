@@ -11,14 +11,10 @@ from data_utils import load_data
 from imports import AveragedModel, get_ema_multi_avg_fn, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import ModelContext, get_strategy
+from models.kernels import KernelNetwork
 from training.config import TrainConfig
-from training.machine import (
-    CompiledOrEager,
-    has_bfloat16,
-    have_kernels,
-    keep_freed_memory,
-    make_deterministic,
-)
+from training.machine import CompiledOrEager, has_bfloat16, keep_freed_memory, make_deterministic
+from training.native import with_kernels
 from training.processes import ALONE, Processes
 from training.report import Report, new_metrics, print_line
 from training.run import Run
@@ -44,8 +40,6 @@ def prepare_run(
     share_evenly(config, processes)
     prepare_machine(config, device, log)
     amp = has_amp(config, device, log)
-    batch_part = config.batch_size // processes.count
-    kernels = config.kernels and device.type == "cpu" and not amp and have_kernels(batch_part, log)
     data = load_data(config, device, log, (processes.rank, processes.count), with_test)
     check_last_batch(data.train_size, config, processes)
 
@@ -53,7 +47,7 @@ def prepare_run(
     model = make_network(config, device)
     if processes.count > 1:  # the same weights, but dropout of its own in every process
         torch.manual_seed(config.seed + processes.rank)
-    step_model = CompiledOrEager(model, batch_part, log) if config.compile else model
+    step_model = as_a_step_runs_it(model, config, device, amp, processes, log)
     optimizer = make_optimizer(config, model, device)
     scheduler = get_scheduler(
         config.scheduler,
@@ -75,12 +69,16 @@ def prepare_run(
         scheduler if advances_every_batch(config.scheduler) else None,
         average,
         amp,
-        kernels,
         config.label_smoothing,
     )
+    evaluated = model if average is None else average.module
+    kernels = isinstance(step_model, KernelNetwork)
+    if kernels:
+        evaluated = KernelNetwork(evaluated)
     metrics = new_metrics(config, model, device, data.train_size)
     metrics["environment"] |= {"processes": processes.count, "kernels": kernels}
-    return Run(config, data, processes, model, step, scheduler, Report(config, metrics, device, processes, log))
+    report = Report(config, metrics, device, processes, log)
+    return Run(config, data, processes, model, evaluated, step, scheduler, report)
 
 
 def share_evenly(config: TrainConfig, processes: Processes) -> None:
@@ -140,6 +138,22 @@ def make_network(config: TrainConfig, device: torch.device) -> nn.Module:
         if isinstance(layer, nn.BatchNorm2d) and config.bn_momentum is not None:
             layer.momentum = config.bn_momentum
     return model
+
+
+def as_a_step_runs_it(
+    model: nn.Module,
+    config: TrainConfig,
+    device: torch.device,
+    amp: bool,
+    processes: Processes,
+    log: Callable[[str], None],
+) -> nn.Module:
+    """``model`` by the CPU's kernels, compiled, or as it is."""
+    if device.type != "cpu":
+        return CompiledOrEager(model, config.batch_size // processes.count, log) if config.compile else model
+    if config.compile:
+        log("Note: --compile has no effect on a CPU: the kernels, which are the default there, are faster.")
+    return with_kernels(model, log) if config.kernels and not amp else model
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> optim.SGD:
