@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; a test holds it agai
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
     from torch import distributed as dist
-    from torch import nn, optim
+    from torch import fx, nn, optim
     from torch.autograd.function import once_differentiable
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
@@ -46,6 +46,7 @@ _SOURCES: dict[str, tuple[str, str | None]] = {
     "Timeout": ("filelock", "Timeout"),
     "dist": ("torch.distributed", None),
     "datasets": ("torchvision", "datasets"),
+    "fx": ("torch.fx", None),
     "get_ema_multi_avg_fn": ("torch.optim.swa_utils", "get_ema_multi_avg_fn"),
     "nn": ("torch.nn", None),
     "once_differentiable": ("torch.autograd.function", "once_differentiable"),
@@ -75,6 +76,7 @@ __all__ = [
     "Timeout",
     "datasets",
     "dist",
+    "fx",
     "get_ema_multi_avg_fn",
     "nn",
     "once_differentiable",

@@ -1,274 +1,196 @@
-"""The blocks of a training step on the CPU as kernels of our own, in ``kernels.cpp``.
+"""Networks of such blocks as one operation on the CPU, forward and backward, in ``kernels.cpp``.
+
+    load_kernels(print)                 # training/native.py: compiled once a machine
+    fast = KernelNetwork(network)       # computes what the network computes, with the same parameters
 
 A library's convolution is made for hundreds of channels; with 8 to 16, much of its time and of what stands between two
 convolutions is not arithmetic. Here the images of a batch lie side by side in the lanes of the vector registers, 8 with
-AVX2 and 16 with AVX-512, so that any number of channels fills them. A block is one operation forward and one backward:
-it reads what the block before left, scales, shifts and drops that on the way, convolves it, applies the ReLU and sums
-what BatchNorm needs. What is computed is what the layers compute one after the other, in float32.
+AVX2 and 16 with AVX-512, so that any number of channels fills them. BatchNorm's numbers and dropout are computed where
+they are needed, so that nothing stands between two blocks either.
+
+The networks know nothing of this: what one computes is read off its graph, as torch.fx traces it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import shlex
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
-from common.files import atomic_write
-from imports import FileLock, nn, once_differentiable, torch
-from models.fused import dropped_positions
+from imports import F, fx, nn, once_differentiable, torch
 
-SOURCE = Path(__file__).with_suffix(".cpp")
-# what PyTorch calls the processor's instructions -> what compilers call them
-INSTRUCTIONS = {
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
-    "AVX2": ["-mavx2", "-mfma"],
-}
-FLAGS = ["-std=c++20", "-O3", "-fopenmp", "-shared", "-fPIC"]
-DIGEST_BYTES = hashlib.sha256().digest_size
+IMAGE = (1, 28, 28)  # channels, height, width
 
 
-class KernelsError(RuntimeError):
-    """The kernels cannot be had here; one line says why."""
+class UnknownLayersError(ValueError):
+    """The network has something that the kernels do not know; one line says what."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Having them
-# ---------------------------------------------------------------------------------------------------------------------
+@dataclass
+class Plan:
+    """What the kernels are to compute: blocks and pooling layers, the mean over all pixels, a linear layer."""
 
-_lanes = 0  # that the kernels have, once they are loaded
-_in_use = False
+    parameters: list[torch.Tensor] = field(default_factory=list)  # in the order in which they are used
+    statistics: list[torch.Tensor] = field(default_factory=list)  # running mean, variance, batches of each block
+    blocks: list[int] = field(default_factory=list)  # 1 for a block, 0 for a 1x1 convolution and pooling
+    settings: list[float] = field(default_factory=list)  # of each block: padding, dropout, BatchNorm's momentum and eps
+
+    @property
+    def shape(self) -> tuple[list[torch.Tensor], list[int], list[float]]:
+        """What an operation needs besides the parameters."""
+        return self.statistics, self.blocks, self.settings
 
 
-def load_kernels(log: Callable[[str], None]) -> int:
-    """Load the kernels into this process. The first time on a machine they are compiled, and ``log`` hears of it.
+class KernelNetwork(nn.Module):
+    """``network`` as the kernels compute it, in training and in evaluation, on [N, 1, 28, 28] in float32 on the CPU.
 
-    They are kept in the user's cache (``$XDG_CACHE_HOME``, else ``~/.cache``), under a name that changes with
-    the source, the processor's instructions, the compiler's command and PyTorch.
-
-    Returns:
-        of how many images they take a multiple.
+    Gradients are those of the parameters, in training. Whatever else is asked for, ``network`` computes itself.
 
     Raises:
-        KernelsError: there is no compiler that can compile them, or no place to keep them.
-    """
-    global _lanes
-    if _lanes:
-        return _lanes
-    try:
-        compiler = [*shlex.split(os.environ.get("CXX") or "c++"), *FLAGS]
-        compiler += INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
-        decisive = [SOURCE.read_text(encoding="utf-8"), str(torch.__version__), platform.machine(), *compiler]
-        key = hashlib.sha256("\0".join(decisive).encode())
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "small_networks"
-        library = cache / f"kernels-{key.hexdigest()[:16]}.so"
-        if not _is_whole(library):
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(library.with_suffix(".lock")):  # processes that start together compile them once
-                if not _is_whole(library):
-                    log("Note: compiling the CPU kernels, once on this machine.")
-                    _compile(compiler, library)
-        torch.ops.load_library(library)
-    except (OSError, ValueError, RuntimeError) as error:  # ValueError: of CXX; RuntimeError: there is no home, or ours
-        raise KernelsError((str(error).strip().splitlines() or [type(error).__name__])[0]) from None
-    _lanes = int(torch.ops.small_networks.lanes())
-    return _lanes
-
-
-def _is_whole(library: Path) -> bool:
-    """Whether ``library`` is there and ends with the digest of the rest: loading a part of one ends the process."""
-    try:
-        content = library.read_bytes()
-    except FileNotFoundError:
-        return False
-    return content[-DIGEST_BYTES:] == hashlib.sha256(content[:-DIGEST_BYTES]).digest()
-
-
-def _compile(compiler: list[str], library: Path) -> None:
-    home = Path(torch.__file__).parent
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / library.name
-        command = [*compiler, f"-I{home / 'include'}", str(SOURCE), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
-        done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, errors="replace")
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if "error: " in line]
-            raise KernelsError(f"{compiler[0]}: {errors[0] if errors else f'exit status {done.returncode}'}")
-        content = made.read_bytes()
-    with atomic_write(library) as file:
-        file.write(content + hashlib.sha256(content).digest())
-
-
-@contextmanager
-def using_kernels(wanted: bool) -> Iterator[None]:
-    """Within, networks in training may run as kernels, if ``wanted`` and ``load_kernels`` did load them."""
-    global _in_use
-    before, _in_use = _in_use, wanted and _lanes > 0
-    try:
-        yield
-    finally:
-        _in_use = before
-
-
-def lanes_in_use() -> int:
-    """How many images lie side by side; 0 where the kernels are not used."""
-    return _lanes if _in_use else 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Using them
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Activations(NamedTuple):
-    """What a block leaves to the next: ``dropout(x * scale + shift)``, not yet computed.
-
-    BatchNorm is but a scale and a shift a channel once its sums are known, and the next block has to read x anyway.
+        UnknownLayersError: it has a layer that the kernels do not know, or one with a hook.
     """
 
-    x: torch.Tensor  # float32 [N / lanes, H, C, W, lanes]
-    scale: torch.Tensor  # [C]
-    shift: torch.Tensor  # [C]
-    dropped: torch.Tensor  # int64 [k], ascending: the positions in x, as it lies in memory, that dropout makes zero
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.plan = plan_of(network)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        here = images.device.type == "cpu" and images.dtype == torch.float32 and images.shape[1:] == IMAGE
+        wants_gradients = torch.is_grad_enabled()
+        if not here or images.requires_grad or wants_gradients is not self.training:
+            out: torch.Tensor = self.network(images)
+        elif self.training:
+            out = _Train.apply(images.contiguous(), self.plan, *self.plan.parameters)
+        else:
+            out = torch.ops.small_networks.evaluate(images.contiguous(), self.plan.parameters, *self.plan.shape)
+        return out
 
 
-def from_images(images: torch.Tensor, lanes: int) -> Activations:
-    """[N, C, H, W], N a multiple of ``lanes``, as the first block reads them."""
-    n, channels, height, width = images.shape
-    groups = images.reshape(n // lanes, lanes, channels, height, width)
-    return _unchanged(groups.permute(0, 3, 2, 4, 1).contiguous())
-
-
-def to_images(activations: Activations) -> torch.Tensor:
-    """The way back: [N, C, H, W], scaled, shifted and dropped."""
-    x, scale, shift, dropped = activations
-    groups, height, channels, width, lanes = x.shape
-    out = x * scale[:, None, None] + shift[:, None, None]
-    out = out.view(-1).index_fill(0, dropped, 0).view(x.shape)
-    return out.permute(0, 4, 2, 1, 3).reshape(groups * lanes, channels, height, width)
-
-
-def _unchanged(x: torch.Tensor) -> Activations:
-    channels = x.shape[2]
-    return Activations(x, torch.ones(channels), torch.zeros(channels), _nothing())
-
-
-def _nothing() -> torch.Tensor:
-    return torch.empty(0, dtype=torch.int64)
-
-
-def conv_block(input: Activations, conv: nn.Conv2d, norm: nn.BatchNorm2d, p: float) -> Activations:
-    """3x3 convolution -> ReLU -> BatchNorm -> dropout, as in training: the running statistics are updated.
-
-    Args:
-        p: dropout's; 0 or one for which ``can_draw_positions``.
-    """
-    assert norm.momentum is not None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    x, sums = _ConvRelu.apply(*input, conv.weight, conv.padding[0])
-    n = x.numel() // x.shape[2]
-    mean, square = sums / n
-    var = (square - mean * mean).clamp_min(0)
-    scale = norm.weight * torch.rsqrt(var + norm.eps) / (1 - p)
-    shift = norm.bias / (1 - p) - mean * scale
-    with torch.no_grad():
-        norm.num_batches_tracked.add_(1)
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(var * (n / (n - 1)), norm.momentum)
-    return Activations(x, scale, shift, dropped_positions(x.numel(), p) if p > 0 else _nothing())
-
-
-def transition(input: Activations, conv: nn.Conv2d) -> Activations:
-    """1x1 convolution -> 2x2 max pooling."""
-    return _unchanged(_MixPool.apply(*input, conv.weight))
-
-
-class _ConvRelu(torch.autograd.Function):
-    """Autograd goes on from the sums: what BatchNorm makes of them, and its gradient, are ordinary operations."""
-
+class _Train(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        out, sums = torch.ops.small_networks.conv_relu(*inputs)
-        *tensors, ctx.padding = inputs
-        ctx.save_for_backward(out, *tensors)
-        return out, sums
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        needs_read = any(ctx.needs_input_grad[:3])  # the first block reads images, which need no gradient
-        x, scale, shift, weight = torch.ops.small_networks.conv_relu_gradients(
-            *grads, *ctx.saved_tensors, ctx.padding, needs_read
-        )
-        return (x, scale, shift, None, weight, None) if needs_read else (None, None, None, None, weight, None)
-
-
-class _MixPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, images: torch.Tensor, plan: Plan, *parameters: torch.Tensor) -> torch.Tensor:
+        seed = int(torch.empty((), dtype=torch.int64).random_())  # of PyTorch's generator, which checkpoints keep
         out: torch.Tensor
-        out, places = torch.ops.small_networks.mix_pool(*inputs)
-        ctx.save_for_backward(places, *inputs)
+        out, saved = torch.ops.small_networks.train(images, parameters, *plan.shape, seed)
+        ctx.save_for_backward(out, *saved, *parameters)
+        ctx.plan = plan
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, scale, shift, weight = torch.ops.small_networks.mix_pool_gradients(*grads, *ctx.saved_tensors)
-        return x, scale, shift, None, weight
+        plan: Plan = ctx.plan
+        out, *others = ctx.saved_tensors
+        saved, parameters = others[: -len(plan.parameters)], others[-len(plan.parameters) :]
+        return None, None, *torch.ops.small_networks.gradients(grads[0], out, saved, parameters, *plan.shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What PyTorch must know of the operations: their arguments and, for torch.compile, the shapes that they return
+# What a network computes
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _conv_relu_shapes(x: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
-    *_, weight, padding = others
-    groups, height, _, width, lanes = x.shape
-    outputs, grown = len(weight), 2 * padding - 2
-    return x.new_empty(groups, height + grown, outputs, width + grown, lanes), x.new_empty(2, outputs)
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not list(m.children())
 
 
-def _mix_pool_shapes(x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    groups, height, _, width, lanes = x.shape
-    shape = groups, height // 2, len(others[-1]), width // 2, lanes
-    return x.new_empty(shape), x.new_empty(shape)
+def plan_of(network: nn.Module) -> Plan:
+    """What ``network`` computes, in the kernels' terms.
+
+    Raises:
+        UnknownLayersError: it cannot be said in them.
+    """
+    plan, layers = Plan(), _chain(network)
+    channels, side, _ = IMAGE
+    while True:
+        match layers:
+            case [nn.Conv2d() as conv, nn.ReLU(), nn.BatchNorm2d() as norm, nn.Dropout() as dropout, *rest] if (
+                _is_plain(conv, 3) and norm.affine and norm.track_running_stats and norm.momentum and dropout.p < 1
+            ):
+                padding = int(conv.padding[0])
+                plan.parameters += [conv.weight, norm.weight, norm.bias]
+                plan.statistics += norm.buffers()
+                plan.blocks.append(1)
+                plan.settings += [padding, dropout.p, norm.momentum, norm.eps]
+                side += 2 * padding - 2
+            case [nn.Conv2d() as conv, nn.MaxPool2d() as pool, *rest] if (
+                _is_plain(conv, 1)
+                and (pool.kernel_size, pool.stride, pool.padding, pool.dilation) == (2, 2, 0, 1)
+                and side % 2 == 0
+            ):
+                plan.parameters.append(conv.weight)
+                plan.blocks.append(0)
+                side //= 2
+            case _:
+                break
+        channels, layers = conv.out_channels, rest
+    if not plan.blocks:
+        raise UnknownLayersError("it does not begin with a block")
+    plan.parameters += _linear_of_mean(layers, channels, side)
+    return plan
 
 
-def _gradient_shapes(
-    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, _dropped: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    return torch.empty_like(x), torch.empty_like(scale), torch.empty_like(shift), torch.empty_like(weight)
+def _linear_of_mean(layers: list[nn.Module | str], channels: int, side: int) -> list[torch.Tensor]:
+    """The parameters of the layer that follows pooling to one pixel, if ``layers`` are that and a log-softmax."""
+    while True:
+        match layers:
+            case [nn.AvgPool2d() as pool, *rest] if (
+                pool.kernel_size == pool.stride
+                and pool.padding == 0
+                and not pool.divisor_override
+                and isinstance(pool.kernel_size, int)
+                and side % pool.kernel_size == 0
+            ):
+                side //= pool.kernel_size
+            case [nn.AdaptiveAvgPool2d() as adaptive, *rest] if adaptive.output_size == 1:
+                side = 1
+            case [nn.Conv2d() as linear, "log_softmax"] if side == 1 and _is_plain(linear, 1):
+                return [linear.weight]
+            case [nn.Linear() as linear, "log_softmax"] if side == 1 and linear.in_features == channels:
+                return list(linear.parameters())
+            case _:
+                raise UnknownLayersError(f"{layers[0] if layers else 'its output'} is not a layer that they know there")
+        layers = rest
 
 
-_READ = "Tensor x, Tensor scale, Tensor shift, Tensor dropped, Tensor weight"
-_GRADIENTS = "(Tensor x, Tensor scale, Tensor shift, Tensor weight)"
+def _chain(network: nn.Module) -> list[nn.Module | str]:
+    """The layers of ``network``, each of which reads what the one before made; a function by its name.
 
-for _name, _signature, _shapes in (
-    ("lanes", "() -> int", None),
-    # out: ReLU of a 3x3 convolution of what is read; sums [2, C]: of out and of its square, over all images and pixels
-    ("conv_relu", f"({_READ}, int padding) -> (Tensor out, Tensor sums)", _conv_relu_shapes),
-    (
-        "conv_relu_gradients",
-        f"(Tensor grad_out, Tensor grad_sums, Tensor out, {_READ}, int padding, bool needs_read) -> {_GRADIENTS}",
-        lambda *inputs: _gradient_shapes(*inputs[3:8]),
-    ),
-    # out: the highest of each 2x2 pixels of a 1x1 convolution of what is read; places: which, 0 to 3, row by row
-    ("mix_pool", f"({_READ}) -> (Tensor out, Tensor places)", _mix_pool_shapes),
-    (
-        "mix_pool_gradients",
-        f"(Tensor grad_out, Tensor places, {_READ}) -> {_GRADIENTS}",
-        lambda *inputs: _gradient_shapes(*inputs[2:]),
-    ),
-):
-    torch.library.define(f"small_networks::{_name}", _signature)
-    if _shapes is not None:
-        torch.library.register_fake(f"small_networks::{_name}", _shapes)
+    Reshaping is left out: a linear layer that fits what was pooled to one pixel has been given that.
+
+    Raises:
+        UnknownLayersError: it is not such a chain, or a layer has a hook.
+    """
+    try:
+        graph = _Tracer().trace(network)
+    except Exception as error:  # whatever the network's own code says to a stand-in for a tensor
+        raise UnknownLayersError(f"its forward pass cannot be traced: {error}") from None
+    layers: list[nn.Module | str] = []
+    before: list[fx.Node] = []
+    for node in graph.nodes:
+        if node.all_input_nodes != before:
+            raise UnknownLayersError(f"{node} does not read what the layer before it made, and that alone")
+        before = [node]
+        if node.op == "call_module":
+            layers.append(network.get_submodule(str(node.target)))
+        elif node.target is F.log_softmax and node.kwargs["dim"] == 1 and node.kwargs["dtype"] is None:
+            layers.append("log_softmax")
+        elif node.op not in ("placeholder", "output") and node.target not in ("flatten", "view"):
+            raise UnknownLayersError(f"{node.target} is not a function that they know")
+    for module in network.modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            raise UnknownLayersError("a layer has a hook that waits to see it run")
+    return layers
+
+
+def _is_plain(conv: nn.Conv2d, size: int) -> bool:
+    """Whether ``conv`` is a convolution as the blocks have them: only its channels and its padding may be others."""
+    return (
+        conv.kernel_size == (size, size)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding in [(border, border) for border in range(size)]
+        and conv.padding_mode == "zeros"
+        and conv.groups == 1
+        and conv.bias is None
+    )

@@ -7,7 +7,8 @@ step.py         one step on one batch; evaluation
 report.py       what a run says of itself while it trains: metrics, log, bar, TensorBoard
 checkpoint.py   the state of a run on disk
 config.py       every setting: default, limits, help, flag
-machine.py      device, number formats, memory, compiler, versions
+machine.py      device, number formats, memory, torch.compile, versions
+native.py       the CPU kernels: compiled once on a machine, kept, loaded
 processes.py    several processes, as torchrun starts them
 tensorboard_log.py
 """

@@ -10,7 +10,6 @@ from typing import Any
 
 from common.files import PROJECT_DIR, UsageError
 from imports import nn, torch, torchvision
-from models.kernels import KernelsError, load_kernels
 from training.processes import ALONE, Processes
 
 
@@ -50,19 +49,6 @@ def has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(capabilities.get("avx512_bf16", False))
-
-
-def have_kernels(batch: int, log: Callable[[str], None]) -> bool:
-    """Load the CPU kernels for steps of ``batch`` images. Returns False where that cannot be, and ``log`` hears why."""
-    try:
-        lanes = load_kernels(log)
-    except KernelsError as error:
-        log(f"Note: without the CPU kernels, so slower: {error}")
-        return False
-    if batch % lanes:
-        log(f"Note: without the CPU kernels, so slower: they take multiples of {lanes} images, not {batch} at a time.")
-        return False
-    return True
 
 
 def make_deterministic(wanted: bool) -> None:

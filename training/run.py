@@ -43,6 +43,7 @@ class Run:
     data: Data
     processes: Processes
     model: nn.Module  # what is trained; step.model is the same network as a step runs it
+    evaluated: nn.Module  # ``result`` as an evaluation runs it
     step: Step
     scheduler: LRScheduler
     report: Report
@@ -97,7 +98,7 @@ class Run:
             self.processes.copy_buffers(self.step.average)
         for split, batches in (("test", self.data.test), ("val", self.data.val)):
             if batches is not None:
-                self.report.evaluated(split, *evaluate(self.result, batches, self.step.device, self.processes))
+                self.report.evaluated(split, *evaluate(self.evaluated, batches, self.step.device, self.processes))
 
     def save_results(self) -> None:
         """Write the files of a run that is done."""

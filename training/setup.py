@@ -7,19 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from common.files import UsageError
-from data_utils import Data, TensorBatches, load_data
+from data_utils import Batches, TensorBatches, load_data
 from imports import AveragedModel, get_ema_multi_avg_fn, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import ModelContext, get_strategy
+from models.kernels import KernelNetwork
 from training.captured import CapturedStep
 from training.config import TrainConfig
-from training.machine import (
-    CompiledOrEager,
-    has_bfloat16,
-    have_kernels,
-    keep_freed_memory,
-    make_deterministic,
-)
+from training.machine import CompiledOrEager, has_bfloat16, keep_freed_memory, make_deterministic
+from training.native import with_kernels
 from training.processes import ALONE, Processes
 from training.report import Report, new_metrics, print_line
 from training.run import Run
@@ -45,8 +41,6 @@ def prepare_run(
     share_evenly(config, processes)
     prepare_machine(config, device, log)
     amp = has_amp(config, device, log)
-    batch_part = config.batch_size // processes.count
-    kernels = config.kernels and device.type == "cpu" and not amp and have_kernels(batch_part, log)
     data = load_data(config, device, log, (processes.rank, processes.count), with_test)
     check_last_batch(data.train_size, config, processes)
 
@@ -54,7 +48,7 @@ def prepare_run(
     model = make_network(config, device)
     if processes.count > 1:  # the same weights, but dropout of its own in every process
         torch.manual_seed(config.seed + processes.rank)
-    step_model = CompiledOrEager(model, batch_part, log) if config.compile else model
+    step_model = as_a_step_runs_it(model, config, device, amp, processes, log)
     optimizer = make_optimizer(config, model, device)
     scheduler = get_scheduler(
         config.scheduler,
@@ -76,30 +70,35 @@ def prepare_run(
         scheduler if advances_every_batch(config.scheduler) else None,
         average,
         amp,
-        kernels,
         config.label_smoothing,
     )
+    evaluated = model if average is None else average.module
+    kernels = isinstance(step_model, KernelNetwork)
+    if kernels:
+        evaluated = KernelNetwork(evaluated)
     metrics = new_metrics(config, model, device, data.train_size)
-    environment = metrics["environment"]
-    environment |= {"processes": processes.count, "kernels": kernels, "graph": device.type == "cuda" and config.graph}
-    if environment["graph"]:
-
-        def without(reason: str) -> None:
-            environment["graph"] = False
-            log(f"Note: without a CUDA graph, so slower: {reason}.")
-
-        step = captured(step, data, processes, without)
-    return Run(config, data, processes, model, step, scheduler, Report(config, metrics, device, processes, log))
+    metrics["environment"] |= {"processes": processes.count, "kernels": kernels}
+    report = Report(config, metrics, device, processes, log)
+    if device.type == "cuda" and config.graph:
+        step = captured(step, data.train, processes, report)
+    return Run(config, data, processes, model, evaluated, step, scheduler, report)
 
 
-def captured(step: Step, data: Data, processes: Processes, without: Callable[[str], None]) -> Step:
-    """``step`` as one CUDA graph where that can be; elsewhere ``step`` itself, and ``without`` hears why."""
+def captured(step: Step, batches: Batches, processes: Processes, report: Report) -> Step:
+    """``step`` as one CUDA graph where that can be; elsewhere ``step`` itself, and the log and the metrics say so."""
+    environment = report.metrics["environment"]
+
+    def without(reason: str) -> None:
+        environment["graph"] = False
+        report.log(f"Note: without a CUDA graph, so slower: {reason}.")
+
+    environment["graph"] = True
     if processes.count > 1:
         without("several processes exchange their gradients within a step")
-    elif not isinstance(data.train, TensorBatches):
+    elif not isinstance(batches, TensorBatches):
         without("the torchvision pipeline makes its batches on the CPU")
     else:
-        return CapturedStep(**vars(step), batches=data.train, without=without)
+        return CapturedStep(**vars(step), batches=batches, without=without)
     return step
 
 
@@ -160,6 +159,22 @@ def make_network(config: TrainConfig, device: torch.device) -> nn.Module:
         if isinstance(layer, nn.BatchNorm2d) and config.bn_momentum is not None:
             layer.momentum = config.bn_momentum
     return model
+
+
+def as_a_step_runs_it(
+    model: nn.Module,
+    config: TrainConfig,
+    device: torch.device,
+    amp: bool,
+    processes: Processes,
+    log: Callable[[str], None],
+) -> nn.Module:
+    """``model`` by the CPU's kernels, compiled, or as it is."""
+    if device.type != "cpu":
+        return CompiledOrEager(model, config.batch_size // processes.count, log) if config.compile else model
+    if config.compile:
+        log("Note: --compile has no effect on a CPU: the kernels, which are the default there, are faster.")
+    return with_kernels(model, log) if config.kernels and not amp else model
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> optim.SGD:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from data_utils import Batch
 from imports import AveragedModel, F, LRScheduler, nn, optim, torch
-from models.kernels import using_kernels
 from training.processes import ALONE, Processes
 
 
@@ -31,13 +30,12 @@ class Step:
     This is how a step is executed on any device; ``CapturedStep`` does the same as one CUDA graph.
     """
 
-    model: nn.Module  # as a step runs it: compiled, synchronized
+    model: nn.Module  # as a step runs it: by kernels, compiled, synchronized
     optimizer: optim.Optimizer
     device: torch.device
     scheduler: LRScheduler | None = None  # the one to advance after every batch, if any
     average: AveragedModel | None = None  # the moving average of the weights to bring up to date, if any
     amp: bool = False  # compute in bfloat16 where that is safe
-    kernels: bool = False  # run the blocks as models/kernels.py has them; they must have been loaded
     label_smoothing: float = 0.0  # part of a label spread over all classes (Szegedy et al. 2015, arXiv:1512.00567)
 
     def inputs(self, batches: Iterable[Batch]) -> Iterator[Any]:
@@ -61,7 +59,7 @@ class Step:
         """All that runs on the device. Returns the step's totals."""
         images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp), using_kernels(self.kernels):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             log_probabilities = self.model(images)
             loss = F.nll_loss(log_probabilities, labels)
             if self.label_smoothing:

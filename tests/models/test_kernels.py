@@ -7,38 +7,54 @@ import threading
 
 import pytest
 
+import model_strategy
 from common.files import PROJECT_DIR
-from imports import nn, torch
-from models import kernels, model_v1, model_v2, model_v3
-from models.blocks import ConvBlock, Stem, Transition, run_stages
+from imports import F, nn, torch
+from models import model_v1, model_v2, model_v3
+from models.blocks import ConvBlock, Transition, log_probabilities
+from models.kernels import KernelNetwork, UnknownLayersError
 from training.config import TrainConfig
+from training.native import load_kernels, with_kernels
 from training.train import train_and_evaluate
 from visualization import load_metrics_json
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here")
 
 
+class Small(nn.Module):
+    """``blocks``, which make ``channels``, then what all networks end with."""
+
+    def __init__(self, channels, *blocks):
+        super().__init__()
+        self.blocks, self.output = nn.Sequential(*blocks), nn.Linear(channels, 10)
+
+    def forward(self, x):
+        return log_probabilities(self.output(F.adaptive_avg_pool2d(self.blocks(x), 1).flatten(1)))
+
+
+class Pooled(Small):
+    def __init__(self, channels, *blocks):
+        super().__init__(channels, *blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x):
+        return log_probabilities(self.output(self.pool(self.blocks(x)).view(-1, self.output.in_features)))
+
+
 @pytest.fixture(scope="module")
 def lanes():
     """How many images the kernels, which are loaded now, take at once."""
-    kernels.load_kernels(print)
-    with kernels.using_kernels(True):
-        return kernels.lanes_in_use()
+    load_kernels(print)
+    return torch.ops.small_networks.lanes()
 
 
-def plain(stages):
-    """The same layers, one after the other, with the same parameters, and none of our own operations."""
-    layers = [copy.deepcopy(layer) for stage in stages for block in stage for layer in block]
-    return nn.Sequential(*layers)
-
-
-def randomised(*stages):
-    """``stages`` with BatchNorm's parameters drawn too, in training."""
-    for layer in nn.ModuleList(stages).modules():
+def randomised(net):
+    """``net`` with BatchNorm's parameters drawn too, in training."""
+    for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.uniform_(layer.bias, -1, 1)
-    return [stage.train() for stage in stages]
+    return net.train()
 
 
 def assert_close(mine, theirs, tolerance=1e-4):
@@ -52,203 +68,160 @@ def assert_same_gradients(mine, theirs, tolerance=1e-4):
     for ours, other in zip(mine.parameters(), theirs.parameters(), strict=True):
         assert (ours.grad is None) == (other.grad is None)
         if other.grad is not None:
-            assert_close(ours.grad.to(other.grad.dtype), other.grad, tolerance)
+            assert_close(ours.grad.double(), other.grad.double(), tolerance)
 
 
-def used_kernels(out):
-    """Whether autograd would go back from ``out`` through a kernel."""
-    seen, waiting = set(), [out.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [after for after, _ in node.next_functions]
-    return any("ConvRelu" in str(node) or "MixPool" in str(node) for node in seen)
+def assert_trains_alike(net, theirs, images):
+    """By the kernels as in double precision by its layers.
+
+    Of many pixels some are so near to 0, or to each other where they are pooled, that rounding decides.
+    """
+    theirs = theirs.double()
+    labels = torch.randint(10, (len(images),))
+    mine, expected = KernelNetwork(net)(images), theirs(images.double())
+    assert type(mine.grad_fn).__name__ == "_TrainBackward"
+    assert_close(mine.double(), expected)
+    for out in (mine, expected):
+        F.nll_loss(out, labels).backward()
+    assert_same_gradients(net, theirs, tolerance=1e-3 if len(images) < 10 else 5e-2)
+    for ours, other in zip(net.buffers(), theirs.buffers(), strict=True):
+        assert_close(ours.double(), other.double())
 
 
 # What is computed
 
+NETWORKS = {
+    "model 1": lambda: model_v1.Net(dropout=0.0),
+    "model 2": lambda: model_v2.Net(dropout=0.0),
+    "model 3": lambda: model_v3.Net(dropout=0.0),
+    "paddings": lambda: Pooled(3, ConvBlock(1, 7, 0.0, 2), ConvBlock(7, 5, 0.0, 1), Transition(5, 3)),
+    "pooling first": lambda: Pooled(13, Transition(1, 2), Transition(2, 6), ConvBlock(6, 13, 0.0)),
+}
+
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("inputs", "outputs", "side", "padding"),
-    [(1, 8, 28, 0), (8, 16, 26, 0), (10, 16, 12, 0), (16, 10, 8, 0), (10, 10, 6, 1), (10, 16, 10, 1), (3, 7, 9, 1)],
-)
-def test_a_block_is_its_layers(lanes, inputs, outputs, side, padding):
+@pytest.mark.parametrize("images", [40, 3])  # not whole groups
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_its_layers_in_training(lanes, name, images):
     torch.manual_seed(0)
-    stages = randomised(nn.Sequential(ConvBlock(inputs, outputs, dropout=0.0, padding=padding)))
-    theirs = plain(stages)
+    net = randomised(NETWORKS[name]()).to(memory_format=torch.channels_last)
+    theirs = copy.deepcopy(net)
     for _ in range(2):  # the second time on statistics that moved
-        x = torch.randn(3 * lanes, inputs, side, side)
-        mine, torchs = (x.clone().requires_grad_() for _ in range(2))
-        with kernels.using_kernels(True):
-            out = run_stages(mine, *stages)
-        assert used_kernels(out)
-        expected = theirs(torchs)
-        grad = torch.randn_like(expected)
-        out.backward(grad), expected.backward(grad)
-        assert_close(out, expected)
-        assert_close(mine.grad, torchs.grad)
-        assert_same_gradients(stages[0], theirs)
-        stages[0].zero_grad(), theirs.zero_grad()
-        for ours, other in zip(stages[0].buffers(), theirs.buffers(), strict=True):
-            torch.testing.assert_close(ours, other)
+        assert_trains_alike(net, theirs, torch.randn(images, 1, 28, 28))
+        net.zero_grad(), theirs.zero_grad()
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("network", "compiled"), [(model_v1, False), (model_v2, False), (model_v3, False), (model_v3, True)]
-)
-def test_a_network_is_its_layers(lanes, network, compiled):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_its_layers_in_evaluation(lanes, name):
     torch.manual_seed(0)
-    net = network.Net(dropout=0.0)
-    randomised(net.stem, net.block2)
-    theirs = copy.deepcopy(net).double()  # of two float32, each would choose between two pixels about equal by chance
-    for layer in theirs.modules():
-        if isinstance(layer, nn.ReLU):
-            layer.register_forward_hook(lambda *_: None)  # so the layers run one after the other
-    step = torch.compile(net, dynamic=False) if compiled else net
-    images, labels = torch.randn(2 * lanes, 1, 28, 28), torch.randint(10, (2 * lanes,))
-    with kernels.using_kernels(True), torch.profiler.profile() as profile:
-        mine = step(images)
-    assert "small_networks::conv_relu" in {event.key for event in profile.key_averages()}
-    expected = theirs(images.double())
-    assert_close(mine.double(), expected)
-    for out in (mine, expected):
-        nn.functional.nll_loss(out, labels).backward()
-    assert_same_gradients(net, theirs, tolerance=1e-2)
-    for ours, other in zip(net.buffers(), theirs.buffers(), strict=True):
-        assert_close(ours.double(), other.double())
+    net = randomised(NETWORKS[name]())
+    net(torch.randn(20, 1, 28, 28))  # moves the running statistics
+    fast, images = KernelNetwork(net).eval(), torch.randn(2 * lanes + 3, 1, 28, 28)
+    with torch.inference_mode():
+        assert_close(fast(images), net(images))
+        assert torch.equal(fast(images[:1]), fast(images)[:1])
+        assert fast(images[:0]).shape == (0, 10)
 
 
 @needs_compiler
 def test_the_first_of_equal_pixels_is_pooled(lanes):
     torch.manual_seed(0)
-    transition = Transition(4, 3).train()
-    nn.init.constant_(transition[0].weight, 1.0)  # sums of whole numbers: many are equal
-    x = torch.randint(0, 2, (lanes, 4, 24, 24)).float()
-    mine, theirs = (x.clone().requires_grad_() for _ in range(2))
-    with kernels.using_kernels(True):
-        out = run_stages(mine, nn.Sequential(transition))
-    assert used_kernels(out)
-    expected = plain([[transition]])(theirs)
-    grad = torch.randn_like(expected)
-    out.backward(grad), expected.backward(grad)
-    assert torch.equal(out, expected)
-    assert_close(mine.grad, theirs.grad)
+    net = Pooled(4, ConvBlock(1, 4, 0.0), Transition(4, 4)).train()
+    for layer in (net.blocks[0][0], net.blocks[1][0]):
+        nn.init.constant_(layer.weight, 1.0)  # sums of whole numbers: many are equal
+    assert_trains_alike(net, copy.deepcopy(net), torch.randint(0, 2, (lanes, 1, 28, 28)).float())
+
+
+def positions_of(net, images, seed=5):
+    """Of every block what dropout drops, as a mask [N, C, H, W], as the kernels draw with ``seed``."""
+    plan = KernelNetwork(net).plan
+    _, saved = torch.ops.small_networks.train(images, plan.parameters, *plan.shape, seed)
+    masks = []
+    for x, extra in zip(saved[4::3], saved[6::3], strict=True):  # of every layer: activations, numbers, positions
+        if extra.dtype == torch.int32:
+            groups, height, channels, width, _ = x.shape
+            mask = torch.ones(groups, x[0].numel())
+            for row, drawn in zip(mask, extra.tolist(), strict=True):
+                row[drawn[: drawn.index(len(row))]] = 0.0
+            mask = mask.view(x.shape).permute(0, 4, 2, 1, 3).reshape(-1, channels, height, width)
+            masks.append(mask[: len(images)])
+    return masks
+
+
+class Masked(nn.Module):
+    def __init__(self, mask, p):
+        super().__init__()
+        self.mask, self.p = mask, p
+
+    def forward(self, x):
+        return x * self.mask / (1 - self.p)
 
 
 @needs_compiler
-@pytest.mark.parametrize("compiled", [False, True])
-def test_dropout_drops_others_every_time_and_keeps_the_scale(lanes, compiled):
+@pytest.mark.parametrize("network", [model_v1, model_v3])
+def test_what_is_dropped_has_no_part_in_anything(lanes, network, monkeypatch):
     torch.manual_seed(0)
-    p, images = 0.1, 8 * lanes
-    block = ConvBlock(1, 8, dropout=p).train()
-    step = torch.compile(run_stages, dynamic=False) if compiled else run_stages
-    with kernels.using_kernels(True):
-        out, again = (step(torch.randn(images, 1, 12, 12), nn.Sequential(block)).detach() for _ in range(2))
-    kept = out != 0
-    assert abs(kept.float().mean() - (1 - p)) < 0.02
-    assert not torch.equal(again != 0, kept)
-    # BatchNorm leaves mean 0 and variance 1, which dropout's scale makes 1 / (1 - p)
-    assert abs(out[kept].mean()) < 0.02
-    assert abs(out[kept].std() - 1 / (1 - p)) < 0.02
+    net, images = randomised(network.Net(dropout=0.2)), torch.randn(lanes + 5, 1, 28, 28)
+    theirs, masks = copy.deepcopy(net), iter(positions_of(copy.deepcopy(net), images))
+    for block in theirs.modules():
+        if isinstance(block, ConvBlock):
+            block[3] = Masked(next(masks), 0.2)
+    monkeypatch.setattr(torch.Tensor, "random_", lambda self: self.fill_(5))
+    assert_trains_alike(net, theirs, images)
 
 
 @needs_compiler
-@pytest.mark.parametrize("network", [kernels.conv_block, kernels.transition])
-def test_what_is_dropped_has_no_part_in_anything(lanes, network):
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.9])
+def test_dropped_positions_are_independent_trials(lanes, p):
     torch.manual_seed(0)
-    read = (torch.randn(8 * lanes, 8, 12, 12), torch.rand(8) + 0.5, torch.randn(8))
-    dropped = (torch.rand(read[0].numel()) < 0.1).nonzero().flatten()
-    dropped = torch.cat([dropped, dropped[-1:].expand(5)])  # as torch.compile has them
-    conv, norm = nn.Conv2d(8, 5, 3 if network is kernels.conv_block else 1, bias=False), nn.BatchNorm2d(5)
-    results = []
-    for as_kernel in (True, False):
-        x, scale, shift = (tensor.clone().requires_grad_() for tensor in read)
-        laid_out = kernels.from_images(x, lanes)
-        if as_kernel:
-            activations = kernels.Activations(laid_out.x, scale, shift, dropped)
-            others = (norm, 0.0) if network is kernels.conv_block else ()
-            out = kernels.to_images(network(activations, conv, *others))
-        else:
-            mask = torch.ones(x.numel()).index_fill_(0, dropped, 0).view_as(laid_out.x)
-            out = conv((x * scale[:, None, None] + shift[:, None, None]) * kernels.to_images(laid_out._replace(x=mask)))
-            out = norm(out.relu()) if network is kernels.conv_block else nn.functional.max_pool2d(out, 2)
-        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-        results.append([out, *torch.autograd.grad(out, (x, scale, shift, conv.weight), grad)])
-    for mine, theirs in zip(*results, strict=True):
-        assert_close(mine, theirs, tolerance=1e-3)
+    net, images = Pooled(4, ConvBlock(1, 4, p), ConvBlock(4, 4, p)), torch.zeros(20 * lanes, 1, 28, 28)
+    first, second = positions_of(net, images)
+    for mask in (first, second):
+        n, variance = mask.numel(), p * (1 - p)
+        assert abs(mask.mean() - (1 - p)) < 5 * (variance / n) ** 0.5
+        per_place = mask.sum(0)  # binomial, so chi-square / places is 1 +- sqrt(2 / places)
+        chi_square = ((per_place - len(images) * (1 - p)) ** 2 / (len(images) * variance)).mean()
+        assert abs(chi_square - 1) < 5 * (2 / per_place.numel()) ** 0.5
+        for distance in (1, 2, 24, lanes):  # of images, as they lie side by side and in groups
+            covariance = ((mask[distance:] - 1 + p) * (mask[:-distance] - 1 + p)).mean()
+            assert abs(covariance) < 5 * variance / n**0.5
+    assert all(torch.equal(*pair) for pair in zip(positions_of(net, images), (first, second), strict=True))
+    assert not torch.equal(positions_of(net, images, seed=6)[0], first)
+    assert not torch.equal(first[:, :, :24, :24], second)
+
+
+@needs_compiler
+def test_pytorchs_generator_decides_what_is_dropped(lanes):
+    torch.manual_seed(0)
+    net, images = KernelNetwork(model_v1.Net(dropout=0.1).train()), torch.randn(lanes, 1, 28, 28)
+    state = torch.get_rng_state()
+    first, second = net(images), net(images)
+    assert not torch.equal(first, second)
+    torch.set_rng_state(state)
+    assert torch.equal(net(images), first)
 
 
 @needs_compiler
 def test_behind_a_frozen_convolution_the_rest_learns(lanes):
     torch.manual_seed(0)
-    stages = randomised(nn.Sequential(ConvBlock(1, 8, dropout=0.0), ConvBlock(8, 4, dropout=0.0)))
-    stages[0][0][0].weight.requires_grad_(False)
-    theirs, images = plain(stages), torch.randn(2 * lanes, 1, 10, 10)
-    with kernels.using_kernels(True):
-        out = run_stages(images, *stages)
-    assert used_kernels(out)
-    expected = theirs(images)
-    grad = torch.randn_like(expected)
-    out.backward(grad), expected.backward(grad)
-    assert_same_gradients(stages[0], theirs)
-
-
-@needs_compiler
-def test_the_operations_are_what_pytorch_is_told_of_them(lanes):
-    torch.manual_seed(0)
-    operations = torch.ops.small_networks
-    x, weight = torch.randn(2, 6, 4, 6, lanes), torch.randn(5, 4, 3, 3)
-    read = x, torch.rand(4), torch.rand(4), torch.tensor([3, 70]), weight.to(memory_format=torch.channels_last)
-    out, sums = operations.conv_relu(*read, 1)
-    mixing = *read[:4], torch.randn(5, 4, 1, 1)
-    pooled, places = operations.mix_pool(*mixing)
-    for operation, arguments in (
-        (operations.conv_relu, (*read, 1)),
-        (operations.conv_relu_gradients, (torch.rand_like(out), torch.rand_like(sums), out, *read, 1, True)),
-        (operations.mix_pool, mixing),
-        (operations.mix_pool_gradients, (torch.rand_like(pooled), places, *mixing)),
-    ):
-        torch.library.opcheck(operation.default, arguments, test_utils=("test_schema", "test_faketensor"))
-
-
-@needs_compiler
-def test_activations_may_lie_anywhere(lanes):
-    torch.manual_seed(0)
-
-    def elsewhere(x):
-        return torch.cat([torch.zeros(1), x.flatten()])[1:].view_as(x)
-
-    operations = torch.ops.small_networks
-    x, weight = torch.randn(2, 6, 4, 6, lanes), torch.randn(5, 4, 3, 3)
-    channels = torch.rand(4), torch.rand(4), torch.tensor([3, 70])
-    out, sums = operations.conv_relu(x, *channels, weight, 1)
-    assert torch.equal(operations.conv_relu(elsewhere(x), *channels, weight, 1)[0], out)
-    grad = torch.randn_like(out)
-    results = [
-        operations.conv_relu_gradients(place(grad), sums, place(out), place(x), *channels, weight, 1, True)
-        for place in (lambda tensor: tensor, elsewhere)
-    ]
-    for mine, theirs in zip(*results, strict=True):
-        assert torch.equal(mine, theirs)
+    net = randomised(Pooled(4, ConvBlock(1, 8, 0.0), ConvBlock(8, 4, 0.0)))
+    net.blocks[0][0].weight.requires_grad_(False)
+    assert_trains_alike(net, copy.deepcopy(net), torch.randn(2 * lanes, 1, 28, 28))
 
 
 @needs_compiler
 def test_any_number_of_threads_computes_the_same(lanes):
-    torch.manual_seed(0)
-    stem = Stem(dropout=0.0).train()
     images, before = torch.randn(4 * lanes, 1, 28, 28), torch.get_num_threads()
     results = []
     try:
         for threads in (1, 3):
+            torch.manual_seed(0)
             torch.set_num_threads(threads)
-            stem.zero_grad()
-            with kernels.using_kernels(True):
-                out = run_stages(images, stem)
+            net = model_v1.Net().train()
+            out = KernelNetwork(net)(images)
             out.square().sum().backward()
-            results.append([out.detach(), *(p.grad.clone() for p in stem.parameters())])
+            results.append([out.detach(), *(p.grad for p in net.parameters()), *net.buffers()])
     finally:
         torch.set_num_threads(before)
     for one, several in zip(*results, strict=True):
@@ -258,91 +231,104 @@ def test_any_number_of_threads_computes_the_same(lanes):
 # When they are used
 
 
-def ran_as_kernels(net, images):
-    """Whether ``net`` did."""
-    with kernels.using_kernels(True):
-        return used_kernels(net(images))
-
-
 @needs_compiler
-def test_they_are_used_where_they_can_be_and_left_out_elsewhere(lanes):
-    net, images = model_v1.Net().train(), torch.randn(64, 1, 28, 28)
-    assert ran_as_kernels(net, images)
-    assert not used_kernels(net(images))  # nobody asked for them
-    assert not ran_as_kernels(net, images[:-1])  # not whole groups
-    assert not ran_as_kernels(net, images[:lanes])  # too few activations to draw dropout's positions
-    assert not ran_as_kernels(model_v1.Net(dropout=0.5).train(), images)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not ran_as_kernels(net, images)
-    for module in (net.block2, net.block2[1], net.block2[1][1], net.stem[2], net.stem[2][1]):
-        seen = []
-        hook = module.register_forward_hook(lambda *_, seen=seen: seen.append(True))
-        assert not ran_as_kernels(net, images)
-        assert seen
-        hook.remove()
-    assert ran_as_kernels(net, images)
+def test_what_is_not_theirs_the_network_computes_itself(lanes):
+    torch.manual_seed(0)
+    net, images = model_v1.Net(dropout=0.0), torch.randn(lanes, 1, 28, 28)
+    fast = KernelNetwork(net)
+    for training in (True, False):
+        fast.train(training)
+        wanted = images.clone().requires_grad_()
+        fast(wanted)[0, 0].backward()
+        assert wanted.grad.abs().sum() > 0
+    assert torch.equal(fast(images), net(images))  # in evaluation, with gradients
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match="channels"):  # the network's own words
+            fast(torch.randn(lanes, 3, 28, 28))
+        assert torch.equal(fast.double()(images.double()), net(images.double()))
+
+
+def replaced(place, layer):
+    """A network of two blocks, whose second has ``layer`` in ``place``."""
+    net = Pooled(4, ConvBlock(1, 4, 0.0), ConvBlock(4, 4, 0.0), Transition(4, 4))
+    net.blocks[place[0]][place[1]] = layer
+    return net
+
+
+class Branched(Pooled):
+    def forward(self, x):
+        return super().forward(self.blocks(x).mean(1, keepdim=True) + x)
+
+
+class Sensitive(Pooled):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("block", "place", "layer"),
+    "net",
     [
-        (ConvBlock(4, 4, dropout=0.0), 0, nn.Conv2d(4, 4, 5, bias=False)),
-        (ConvBlock(4, 4, dropout=0.0), 0, nn.Conv2d(4, 4, 3)),
-        (ConvBlock(4, 4, dropout=0.0), 0, nn.Conv2d(4, 4, 3, bias=False, groups=2)),
-        (ConvBlock(4, 4, dropout=0.0), 0, nn.Conv2d(4, 4, 3, bias=False, stride=2)),
-        (ConvBlock(4, 4, dropout=0.0), 0, nn.Conv2d(4, 4, 3, bias=False, padding=1, padding_mode="reflect")),
-        (ConvBlock(4, 4, dropout=0.0), 1, nn.GELU()),
-        (ConvBlock(4, 4, dropout=0.0), 2, nn.BatchNorm2d(4).eval()),
-        (ConvBlock(4, 4, dropout=0.0), 2, nn.BatchNorm2d(4, momentum=None)),
-        (ConvBlock(4, 4, dropout=0.0), 2, nn.Identity()),
-        (ConvBlock(4, 4, dropout=0.0), 3, nn.Identity()),
-        (Transition(4, 4), 0, nn.Conv2d(4, 4, 3, bias=False)),
-        (Transition(4, 4), 1, nn.MaxPool2d(3)),
-        (Transition(4, 4), 1, nn.AvgPool2d(2)),
+        replaced((1, 0), nn.Conv2d(4, 4, 5, bias=False)),
+        replaced((1, 0), nn.Conv2d(4, 4, 3)),
+        replaced((1, 0), nn.Conv2d(4, 4, 3, bias=False, groups=2)),
+        replaced((1, 0), nn.Conv2d(4, 4, 3, bias=False, stride=2)),
+        replaced((1, 0), nn.Conv2d(4, 4, 3, bias=False, padding=1, padding_mode="reflect")),
+        replaced((1, 1), nn.GELU()),
+        replaced((1, 2), nn.BatchNorm2d(4, momentum=None)),
+        replaced((1, 2), nn.BatchNorm2d(4, affine=False)),
+        replaced((1, 2), nn.Identity()),
+        replaced((1, 3), nn.Dropout(1.0)),
+        replaced((1, 3), nn.Identity()),
+        replaced((2, 0), nn.Conv2d(4, 4, 3, bias=False)),
+        replaced((2, 1), nn.MaxPool2d(3)),
+        replaced((2, 1), nn.AvgPool2d(2)),
+        Small(4, ConvBlock(1, 4, 0.0)),  # pools by a function
+        Pooled(4, ConvBlock(1, 4, 0.0), ConvBlock(4, 4, 0.0, 1), ConvBlock(4, 4, 0.0, 1), Transition(4, 4), nn.Tanh()),
+        Pooled(1),
+        Branched(1, ConvBlock(1, 1, 0.0, 1)),
+        Sensitive(4, ConvBlock(1, 4, 0.0)),
+        nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.LogSoftmax(1)),
     ],
 )
-def test_a_layer_that_was_replaced_is_computed_as_it_is(lanes, block, place, layer):
-    torch.manual_seed(0)
-    block = copy.deepcopy(block).train()
-    x = torch.randn(lanes, 4, 12, 12)
-    assert ran_as_kernels(lambda images: run_stages(images, nn.Sequential(block)), x)
-    block[place] = copy.deepcopy(layer)
-    theirs = plain([[block]])
-    with kernels.using_kernels(True):
-        out = run_stages(x, nn.Sequential(block))
-    assert not used_kernels(out)
-    assert_close(out, theirs(x))
+def test_a_network_of_other_layers_is_computed_as_it_is(lanes, net):
+    with pytest.raises(UnknownLayersError):
+        KernelNetwork(net)
+    lines = []
+    assert with_kernels(net, lines.append) is net
+    (line,) = lines
+    assert line.startswith("Note: without the CPU kernels, so slower: ")
+    assert "\n" not in line
 
 
 @needs_compiler
-def test_an_odd_number_of_rows_is_pooled_as_ever(lanes):
-    transition, x = Transition(4, 4).train(), torch.randn(lanes, 4, 9, 12)
-    with kernels.using_kernels(True):
-        assert torch.equal(run_stages(x, nn.Sequential(transition)), plain([[transition]])(x))
+@pytest.mark.parametrize("name", ["", "block2", "block2.1", "block2.1.1", "stem.2.1"])
+def test_a_layer_with_a_hook_is_run(lanes, name):
+    net = model_v1.Net()
+    hook = net.get_submodule(name).register_forward_hook(lambda *_: None)
+    with pytest.raises(UnknownLayersError, match="hook"):
+        KernelNetwork(net)
+    hook.remove()
+    KernelNetwork(net)
+
+
+class OwnStrategy(model_strategy.ModelStrategy):
+    def build(self):
+        return Small(4, ConvBlock(1, 4, 0.0))
 
 
 @needs_compiler
-def test_a_network_in_evaluation_never_uses_them(lanes):
-    net, images = model_v1.Net().eval(), torch.randn(64, 1, 28, 28)
-    assert not ran_as_kernels(net, images)
-    with kernels.using_kernels(True):
-        inside = net(images)
-    assert torch.equal(net(images), inside)
-
-
-@needs_compiler
-def test_a_run_says_whether_it_used_them(lanes, tiny_mnist, tmp_path):
+def test_a_run_says_whether_it_used_them(lanes, tiny_mnist, tmp_path, monkeypatch):
     settings = {"epochs": 1, "data_dir": str(tiny_mnist), "output_dir": str(tmp_path), "device": "cpu"}
+    monkeypatch.setitem(model_strategy._REGISTRY, "own", OwnStrategy)
     results, lines = {}, []
-    for name, others in {"with": {}, "without": {"kernels": False}, "odd": {"batch_size": 60}}.items():
-        config = TrainConfig(**{**settings, "batch_size": 64, **others}, name=name)
+    for name, others in {"with": {}, "without": {"kernels": False}, "own": {"model": "own"}}.items():
+        config = TrainConfig(**{**settings, "batch_size": 60, **others}, name=name)
         results[name] = train_and_evaluate(config, lines.append).metrics["train_losses"]
         assert load_metrics_json(name, tmp_path)["environment"]["kernels"] is (name == "with")
     assert results["with"] != results["without"]
     assert results["with"][0] == pytest.approx(results["without"][0], rel=1e-2)  # not the same are dropped
-    note = f"Note: without the CPU kernels, so slower: they take multiples of {lanes} images, not 60 at a time."
-    assert [line for line in lines if "kernels" in line] == [note]
+    assert len([line for line in lines if "without the CPU kernels" in line]) == 1
 
 
 # Having them
@@ -350,7 +336,7 @@ def test_a_run_says_whether_it_used_them(lanes, tiny_mnist, tmp_path):
 
 def load_in_a_process(cache, **env):
     """Load them with nothing but ``cache``; what the process printed."""
-    code = "from models.kernels import load_kernels; load_kernels(print); print('loaded')"
+    code = "from training.native import load_kernels; load_kernels(print); print('loaded')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=PROJECT_DIR,
@@ -389,6 +375,6 @@ def test_they_are_compiled_once_even_by_several_processes_and_anew_when_damaged(
 )
 def test_why_they_cannot_be_had_is_told_in_one_line(tmp_path, env, reason):
     output = load_in_a_process(tmp_path, **env)
-    assert output.splitlines()[-1].startswith("models.kernels.KernelsError: ")
+    assert output.splitlines()[-1].startswith("training.native.KernelsError: ")
     assert reason in output.splitlines()[-1]
     assert not list(tmp_path.rglob("*.so"))

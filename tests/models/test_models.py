@@ -4,6 +4,7 @@ from imports import nn, summary, torch
 from model_strategy import get_strategy
 from models import model_v1, model_v2, model_v3
 from models.blocks import ConvBlock
+from models.dropout import Dropout
 
 NETWORKS = {
     "1": (model_v1.Net, 7_720, "0.64"),
@@ -59,7 +60,7 @@ def test_blocks_are_as_specified(name, p):
     blocks = [module for module in model.modules() if isinstance(module, ConvBlock)]
     assert len(blocks) == (7 if name == "3" else 6)
     for block in blocks:
-        assert [type(layer) for layer in block] == [nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.Dropout]
+        assert [type(layer) for layer in block] == [nn.Conv2d, nn.ReLU, nn.BatchNorm2d, Dropout]
         assert block[0].bias is None
         assert block[3].p == p
     outputs = {"1": nn.Conv2d, "2": nn.Linear, "3": nn.Linear}

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from common.cli import silent
-from data_utils import TensorBatches
 from imports import torch
-from training import captured
+from training import captured, setup
 from training.captured import CapturedStep
 from training.config import TrainConfig
+from training.processes import Processes
 from training.report import TrainingError
 from training.setup import make_network, prepare_run
 from training.together import train_together
@@ -139,18 +139,18 @@ def test_what_cannot_be_recorded_is_said_and_runs_as_it_is(make_run, monkeypatch
 
 
 def test_a_gpu_gets_a_graph_where_that_can_be(make_run):
-    from training.processes import Processes
-    from training.setup import captured as choose
-
-    heard = []
-    run = make_run("run")
-    assert isinstance(choose(run.step, run.data, Processes(), pytest.fail), CapturedStep)
-    assert choose(run.step, run.data, Processes(0, 2), heard.append) is run.step
-    other = make_run("other", pipeline="torchvision")
-    assert not isinstance(other.data.train, TensorBatches)
-    assert choose(other.step, other.data, Processes(), heard.append) is other.step
-    assert [line.split()[0] for line in heard] == ["several", "the"]
+    run, lines = make_run("run"), []
+    run.report.log = lines.append
+    assert isinstance(setup.captured(run.step, run.data.train, Processes(), run.report), CapturedStep)
+    assert run.metrics["environment"]["graph"] is True
+    assert setup.captured(run.step, run.data.train, Processes(0, 2), run.report) is run.step
     assert run.metrics["environment"]["graph"] is False
+    batches = make_run("other", pipeline="torchvision").data.train
+    assert setup.captured(run.step, batches, Processes(), run.report) is run.step
+    assert lines == [
+        "Note: without a CUDA graph, so slower: several processes exchange their gradients within a step.",
+        "Note: without a CUDA graph, so slower: the torchvision pipeline makes its batches on the CPU.",
+    ]
 
 
 def test_runs_together_are_the_runs_alone(make_run):

@@ -85,7 +85,7 @@ def fails(arguments, capsys) -> str:
     "refinements",
     [
         {},
-        {"batch_size": 64},
+        {"kernels": False},
         {"amp": True},
         {"pipeline": "torchvision", "val_split": 60},
         {"augment": "elastic", "ema_decay": 0.9},
@@ -113,17 +113,6 @@ def test_stopped_at_any_batch_and_resumed(settings, tmp_path, scheduler, refinem
         assert metrics[key] == expected[key], key
     assert files.log.read_text() == whole.files.log.read_text()
     assert len(metrics["epoch_seconds"]) == 4
-
-
-@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler here")
-def test_a_compiled_run_is_resumed(settings, tmp_path):
-    settings |= {"batch_size": 64, "compile": True}
-    config = TrainConfig(**settings)
-    train_and_evaluate(TrainConfig(**{**settings, "output_dir": str(tmp_path / "whole")}), say_nothing)
-    with pytest.raises(StoppedError):
-        train_and_evaluate(config, say_nothing, stop_requested=StopAfter(8))
-    train_and_evaluate(config, say_nothing, load_checkpoint(config.files, say_nothing))
-    assert digest(config.files.root) == digest(tmp_path / "whole")
 
 
 def start(launcher: list[str], arguments: list[str]) -> "subprocess.Popen[bytes]":

@@ -1,7 +1,6 @@
 import hashlib
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -227,11 +226,9 @@ def test_the_moving_average_of_the_weights_is_its_closed_form():
         assert not torch.equal(averaged[key], steps[-1][key])
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_with_a_moving_average_the_average_is_evaluated_and_saved(run, tiny_mnist, compile):
-    if compile and shutil.which("c++") is None:
-        pytest.skip("there is no C++ compiler here")
-    result = run(ema_decay=0.9, compile=compile)
+@pytest.mark.parametrize("kernels", [False, True])
+def test_with_a_moving_average_the_average_is_evaluated_and_saved(run, tiny_mnist, kernels):
+    result = run(ema_decay=0.9, kernels=kernels)
     checkpoint = torch.load(result.files.checkpoint, weights_only=True)
     saved = torch.load(result.files.params, weights_only=True)
     for key, value in saved.items():

@@ -1,0 +1,90 @@
+"""The CPU kernels of ``models/kernels.cpp``: compiled once on a machine, kept, loaded.
+
+network = with_kernels(network, print)      # as the kernels compute it, or itself
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from common.files import PROJECT_DIR, atomic_write
+from imports import FileLock, nn, torch
+from models.kernels import KernelNetwork, UnknownLayersError
+
+SOURCE = PROJECT_DIR / "models" / "kernels.cpp"
+# what PyTorch calls the processor's instructions -> what compilers call them
+INSTRUCTIONS = {
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "AVX2": ["-mavx2", "-mfma"],
+}
+FLAGS = ["-std=c++20", "-O3", "-fopenmp", "-shared", "-fPIC"]
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class KernelsError(RuntimeError):
+    """The kernels cannot be had here; one line says why."""
+
+
+def with_kernels(network: nn.Module, log: Callable[[str], None]) -> nn.Module:
+    """``network`` as the kernels compute it; itself where that cannot be, and ``log`` hears why."""
+    try:
+        load_kernels(log)
+        return KernelNetwork(network)
+    except (KernelsError, UnknownLayersError) as error:
+        log(f"Note: without the CPU kernels, so slower: {error}")
+        return network
+
+
+def load_kernels(log: Callable[[str], None]) -> None:
+    """Load the kernels into this process. The first time on a machine they are compiled, and ``log`` hears of it.
+
+    They are kept in the user's cache (``$XDG_CACHE_HOME``, else ``~/.cache``), under a name that changes with
+    the source, the processor's instructions, the compiler's command and PyTorch.
+
+    Raises:
+        KernelsError: there is no compiler that can compile them, or no place to keep them.
+    """
+    try:
+        compiler = [*shlex.split(os.environ.get("CXX") or "c++"), *FLAGS]
+        compiler += INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), [])
+        decisive = [SOURCE.read_text(encoding="utf-8"), str(torch.__version__), platform.machine(), *compiler]
+        key = hashlib.sha256("\0".join(decisive).encode())
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "small_networks"
+        library = cache / f"kernels-{key.hexdigest()[:16]}.so"
+        if not _is_whole(library):
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(library.with_suffix(".lock")):  # processes that start together compile them once
+                if not _is_whole(library):
+                    log("Note: compiling the CPU kernels, once on this machine.")
+                    _compile(compiler, library)
+        torch.ops.load_library(library)
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: of CXX; RuntimeError: there is no home, or ours
+        raise KernelsError((str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether ``library`` is there and ends with the digest of the rest: loading a part of one ends the process."""
+    try:
+        content = library.read_bytes()
+    except FileNotFoundError:
+        return False
+    return content[-DIGEST_BYTES:] == hashlib.sha256(content[:-DIGEST_BYTES]).digest()
+
+
+def _compile(compiler: list[str], library: Path) -> None:
+    home = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / library.name
+        command = [*compiler, f"-I{home / 'include'}", str(SOURCE), f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
+        done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if "error: " in line]
+            raise KernelsError(f"{compiler[0]}: {errors[0] if errors else f'exit status {done.returncode}'}")
+        content = made.read_bytes()
+    with atomic_write(library) as file:
+        file.write(content + hashlib.sha256(content).digest())
