@@ -11,6 +11,7 @@ from itertools import chain
 
 from data_utils import Batch, TensorBatches
 from imports import nn, torch
+from training.machine import first_line
 from training.step import Step, StepResult
 
 WARM_UP_STEPS = 3  # before a recording: libraries load, cuDNN searches (pytorch.org/docs/stable/notes/cuda.html)
@@ -25,17 +26,23 @@ def record(function: Callable[[], None], generators: Sequence[torch.Generator]) 
     Raises:
         RuntimeError: it does what cannot be recorded, such as waiting for the device.
     """
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UP_STEPS):
-            function()
-    torch.cuda.current_stream().wait_stream(aside)
-    with torch.cuda.graph(graph):
-        function()
+    with torch.cuda.device(generators[0].device):
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        now = torch.cuda.current_stream()
+        # a run with a stream of its own is recorded on it, so that graphs that are replayed at the same time do not
+        # share a workspace: cuBLAS has one a stream, and a graph keeps that of its recording
+        aside = torch.cuda.Stream() if now == torch.cuda.default_stream() else now
+        aside.wait_stream(now)
+        try:
+            with torch.cuda.stream(aside):  # left here if a recording fails: torch.cuda.graph then stays in it (2.14)
+                for _ in range(WARM_UP_STEPS):
+                    function()
+                with torch.cuda.graph(graph, stream=aside):
+                    function()
+        finally:
+            now.wait_stream(aside)
     return graph.replay
 
 
@@ -114,8 +121,10 @@ class CapturedStep(Step):
         try:
             self.replay = record(step, generators)
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.without(f"the step cannot be recorded: {reason}")
+            self.without(f"the step cannot be recorded: {first_line(error.__context__ or error)}")
+            if self.device.type == "cuda":  # a generator whose recording failed may wait for its end for ever
+                for generator in generators:
+                    generator.graphsafe_set_state(generator.clone_state())
         with torch.no_grad():
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
@@ -138,19 +147,18 @@ class CapturedStep(Step):
             yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
     def update_average(self) -> None:
-        """What ``AveragedModel.update_parameters`` does, from the second step on without asking the device for its
-        count of steps."""
+        """What ``AveragedModel.update_parameters`` does from the second step on, but for its count of steps: that is on
+        the CPU, from where it would be copied, and only tells whether there was a step."""
         average = self.average
         if not self.tried or average is None or average.multi_avg_fn is None:
             return super().update_average()
-        with torch.no_grad():
-            pairs = list(zip(_state_of(average.module), _state_of(self.model), strict=True))
-            for is_float in (True, False):  # the batches that BatchNorm has counted are whole numbers
-                averaged, now = zip(*(pair for pair in pairs if pair[0].is_floating_point() == is_float), strict=True)
+        pairs = list(zip(_state_of(average.module), _state_of(self.model), strict=True))
+        for is_float in (True, False):  # the batches that BatchNorm has counted are whole numbers
+            if alike := [pair for pair in pairs if pair[0].is_floating_point() == is_float]:
+                averaged, now = zip(*alike, strict=True)
                 average.multi_avg_fn(averaged, now, average.n_averaged)
-            average.n_averaged += 1
         return None
 
 
 def _state_of(module: nn.Module) -> Iterator[torch.Tensor]:
-    return chain(module.parameters(), module.buffers())
+    return (tensor.detach() for tensor in chain(module.parameters(), module.buffers()))
