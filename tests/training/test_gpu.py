@@ -94,9 +94,9 @@ def test_a_graph_computes_what_its_operations_do(config, recipe):
 @pytest.mark.parametrize("recipe", [*RECIPES, pytest.param({"graph": False}, id="no-graph")])
 def test_runs_together_are_the_runs_alone(config, recipe):
     graph = recipe.get("graph", True)
-    alone = [train(config(f"alone_{seed}", seed=seed, deterministic=True, **recipe), graph) for seed in (1, 2, 3)]
+    alone = [train(config(f"alone_{seed}", seed=seed, deterministic=True, **recipe), graph) for seed in (1, 2)]
     for call in ("first", "second"):
-        configs = [config(f"{call}_{seed}", seed=seed, deterministic=True, **recipe) for seed in (1, 2, 3)]
+        configs = [config(f"{call}_{seed}", seed=seed, deterministic=True, **recipe) for seed in (1, 2)]
         for one, other in zip(alone, train_together(configs, silent), strict=True):
             assert_equal(one, other)
 
@@ -105,6 +105,7 @@ def test_runs_together_are_the_runs_alone(config, recipe):
 def test_a_step_never_waits_for_the_gpu(config, settings):
     settings = {"batch_size": 60, **settings}
     run = prepare_run(config("run", **settings), GPU, log=silent)
+    run.config.files.make_folders()
 
     def epoch() -> None:
         for result in train_one_epoch(run.step, run.data.train):
