@@ -6,16 +6,18 @@
 # make evaluate                                       measures the three shipped networks anew
 # make check                                          ruff, clang-format, types
 # make export                                         the three networks' files for phones and browsers
+# make gpu-check                                      a GPU's tests and figures, into GPU_RESULTS=gpu_check
 # VENV=... keeps the environment elsewhere; PYTHON=... makes it with another interpreter.
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
+GPU_RESULTS ?= gpu_check
 # A worker a core, of one thread each; one that is done takes over what another has not begun.
 PARALLEL := -n logical --dist worksteal
 
-.PHONY: train test test-long coverage evaluate export web check format clean
+.PHONY: train test test-long coverage evaluate export gpu-check web check format clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.core
@@ -52,6 +54,14 @@ format: $(VENV)/.dev
 
 export: $(VENV)/.tools
 	for model in 1 2 3; do $(BIN)/python -m tools.export --model $$model $(ARGS) || exit; done
+
+# Of a machine that has a GPU but no network: by $(PYTHON) as it is.
+gpu-check:
+	mkdir -p $(GPU_RESULTS)
+	$(PYTHON) -m pytest tests/training/test_gpu.py -p no:cacheprovider --junitxml $(GPU_RESULTS)/tests.xml
+	$(PYTHON) -m tools.benchmark throughput --device cuda --models 1 3 --images 12800 --rounds 3 --output_dir $(GPU_RESULTS)
+	$(PYTHON) -m tools.benchmark accuracy --device cuda --config fast --seeds 10 --output_dir $(GPU_RESULTS)
+	$(PYTHON) -m tools.benchmark accuracy --device cuda --together 10 --scheduler onecycle --epochs 15 --output_dir $(GPU_RESULTS)
 
 clean:
 	rm -rf $(VENV)

@@ -83,18 +83,25 @@ class TensorBatches:
         return math.ceil(len(self.labels) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        return map(self.take, self.order())
+
+    def order(self) -> Iterator[torch.Tensor]:
+        """The batches of an epoch as indices: int64 on the device, newly shuffled if there is a generator."""
         device, n = self.images.device, len(self.labels)
         if self.generator is None:
             order = torch.arange(n, device=device)
         else:
             order = torch.randperm(n, generator=self.generator, device=device)
-        for chosen in order.split(self.batch_size):
-            mine = self._part(chosen)
-            images = self.images[mine].unsqueeze(1).float()
-            if self.policy is not None:
-                draws = torch.rand(len(chosen), self.policy.draws, generator=self.generator, device=device)
-                images = augment(images, self.policy, self._part(draws))
-            yield normalize(images), self.labels[mine]
+        yield from order.split(self.batch_size)
+
+    def take(self, chosen: torch.Tensor) -> Batch:
+        """The images and labels of a batch of ``order``, augmented and normalised."""
+        mine = self._part(chosen)
+        images = self.images[mine].unsqueeze(1).float()
+        if self.policy is not None:
+            draws = torch.rand(len(chosen), self.policy.draws, generator=self.generator, device=images.device)
+            images = augment(images, self.policy, self._part(draws))
+        return normalize(images), self.labels[mine]
 
     def _part(self, whole: torch.Tensor) -> torch.Tensor:
         return whole.tensor_split(self.processes)[self.rank]

@@ -48,6 +48,13 @@ def augment(images: torch.Tensor, policy: Policy, draws: torch.Tensor) -> torch.
     return images
 
 
+# What is made from numbers of the host is made once a device: a CUDA graph cannot record that.
+@functools.cache
+def _half_size(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """[2]: x and y from the centre to the edge, in pixels."""
+    return torch.tensor([width / 2, height / 2], device=device)
+
+
 @functools.cache
 def _pixel_centres(height: int, width: int, device: torch.device) -> torch.Tensor:
     """[2, H * W]: x and y of every pixel's centre, from -1 to 1 between the image's edges, as grid_sample counts."""
@@ -99,7 +106,7 @@ def inverse_affine(
     # the forward matrix is scale * [[cos, -cos * slope - sin], [sin, -sin * slope + cos]], of determinant scale^2
     linear = torch.stack([cos - sin * slope, cos * slope + sin, -sin, cos], dim=1).view(-1, 2, 2)
     linear = linear / scale.view(-1, 1, 1)
-    pixels = torch.tensor([size[1] / 2, size[0] / 2], device=shift.device)  # from the centre to the edge
+    pixels = _half_size(size[0], size[1], shift.device)
     offset = linear @ -shift.unsqueeze(2)
     to_units = pixels.view(2, 1) / pixels.view(1, 2)  # 1 but for images that are not square
     return torch.cat([linear / to_units, offset / pixels.view(2, 1)], dim=2)
@@ -124,7 +131,7 @@ def smooth_displacement(points: torch.Tensor, size: torch.Size) -> torch.Tensor:
     """
     height, width = size
     field = points.flatten(2) @ _bicubic(points.shape[-1], height, width, points.device)
-    return field * torch.tensor([2 / width, 2 / height], device=points.device).view(2, 1)
+    return field * (1 / _half_size(height, width, points.device)).view(2, 1)
 
 
 def warp(images: torch.Tensor, matrix: torch.Tensor | None, displacement: torch.Tensor | None) -> torch.Tensor:

@@ -118,7 +118,8 @@ def made(target: str, arguments: str) -> list[list[str]]:
     recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)*)", read(PROJECT_DIR / "Makefile"), re.MULTILINE)
     assert recipe, f"no target {target}"
     lines = recipe[1].replace("$(ARGS)", arguments).replace("$$model", "1")
-    return [shlex.split(line) for line in re.findall(r"\$\(BIN\)/(python [^|;\n]*)", lines)]
+    found = re.findall(r"\$\((?:BIN\)/python|PYTHON\)) ([^|;\n]*)", lines)
+    return [["python", *shlex.split(line)] for line in found]
 
 
 def is_ours(command: list[str]) -> bool:

@@ -18,6 +18,7 @@ from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import get_strategy
 from models.blocks import ConvBlock
 from training.config import TrainConfig
+from training.machine import resolve_device
 
 
 def plain_network(name: str) -> nn.Module:
@@ -26,12 +27,13 @@ def plain_network(name: str) -> nn.Module:
     for parent in list(model.modules()):
         for key, child in parent.named_children():
             if isinstance(child, ConvBlock):
-                setattr(parent, key, nn.Sequential(*child))
+                layers = (nn.Dropout(layer.p) if isinstance(layer, nn.Dropout) else layer for layer in child)
+                setattr(parent, key, nn.Sequential(*layers))
     return model
 
 
 class NaiveTraining:
-    """One training on the CPU, by as many of the settings as it knows: ``train_batches``, then ``evaluate``."""
+    """One training, by as many of the settings as it knows: ``train_batches``, then ``evaluate``."""
 
     def __init__(self, config: TrainConfig) -> None:
         torch.manual_seed(config.seed)
@@ -39,7 +41,8 @@ class NaiveTraining:
         self.train_set = datasets.MNIST(folder, train=True, transform=train_transforms())
         self.test_set = datasets.MNIST(folder, train=False, transform=test_transforms())
         self.loader = DataLoader(self.train_set, config.batch_size, shuffle=True)
-        self.model = plain_network(config.model)
+        self.device = resolve_device(config.device)
+        self.model = plain_network(config.model).to(self.device)
         self.optimizer = optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
         self.scheduler = get_scheduler(config.scheduler, self.optimizer, config.epochs, len(self.loader), config.max_lr)
         self.every_batch = advances_every_batch(config.scheduler)
@@ -47,7 +50,8 @@ class NaiveTraining:
     def train_batches(self) -> Iterator[int]:
         """One epoch, a step at a time; yields the number of images of each step."""
         self.model.train()
-        for images, labels in self.loader:
+        for batch in self.loader:
+            images, labels = (part.to(self.device) for part in batch)
             self.optimizer.zero_grad()
             loss = F.nll_loss(self.model(images), labels)
             loss.backward()
@@ -64,7 +68,8 @@ class NaiveTraining:
         """Percent of the test images that are right."""
         self.model.eval()
         right = sum(
-            int((self.model(images).argmax(1) == labels).sum()) for images, labels in DataLoader(self.test_set, 1000)
+            int((self.model(images.to(self.device)).argmax(1).cpu() == labels).sum())
+            for images, labels in DataLoader(self.test_set, 1000)
         )
         return 100.0 * right / len(self.test_set)
 
@@ -93,6 +98,7 @@ def main() -> int:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--data_dir")
     args = parser.parse_args()
     return exit_status(parser, lambda: train(TrainConfig(**vars(args))))

@@ -6,14 +6,23 @@ from collections.abc import Callable
 
 from imports import nn, torch
 
-MATRIX = 2048  # side of the float32 matrix product that stands for what the cores can do
+CPU = torch.device("cpu")
+COPIED = 1 << 28  # bytes of the copy that stands for what the memory can do
 
 
-def seconds_of(function: Callable[[], object]) -> float:
-    """How long one call takes."""
+def seconds_of(function: Callable[[], object], device: torch.device = CPU) -> float:
+    """How long one call takes, until ``device`` has done it."""
+    synchronize(device)
     began = time.perf_counter()
     function()
+    synchronize(device)
     return time.perf_counter() - began
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def forward_ms(model: nn.Module, images: int = 1, passes: int = 50) -> float:
@@ -24,7 +33,15 @@ def forward_ms(model: nn.Module, images: int = 1, passes: int = 50) -> float:
     return 1000 * statistics.median(times[5:])  # the first passes allocate
 
 
-def matrix_flops() -> float:
+def matrix_flops(device: torch.device = CPU) -> float:
     """Floating-point operations a second of a large float32 matrix product, the best of three."""
-    left, right = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
-    return 2 * MATRIX**3 / min(seconds_of(lambda: left @ right) for _ in range(3))
+    side = 2048 if device.type == "cpu" else 8192
+    left, right = torch.rand(2, side, side, device=device)
+    return 2 * side**3 / min(seconds_of(lambda: left @ right, device) for _ in range(3))
+
+
+def copied_bytes(device: torch.device = CPU) -> float:
+    """Bytes a second that are read or written while a large tensor is copied, the best of three."""
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return 2 * COPIED / min(seconds_of(lambda: target.copy_(source), device) for _ in range(3))

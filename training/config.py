@@ -87,6 +87,7 @@ class TrainConfig:
     kernels: bool = setting(
         True, "the fast step on the CPU; needs a C++ compiler, and is left out with amp", "arithmetic"
     )
+    graph: bool = setting(True, "the fast step on a GPU: all of it as one CUDA graph", "arithmetic")
     compile: bool = setting(False, "torch.compile the step on a GPU: slow to start, faster from then on", "arithmetic")
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; auto is cuda where there is one", "machine")

@@ -33,13 +33,14 @@ class CompiledOrEager(nn.Module):
             try:
                 return self.compiled(images)
             except RuntimeError as error:  # what torch.compile raises; one of the network's own comes again below
-                self.log(f"Note: torch.compile does not work here, so the run goes on without: {_first_line(error)}")
+                self.log(f"Note: torch.compile does not work here, so the run goes on without: {first_line(error)}")
                 self.compiled = None
         output: torch.Tensor = self.model(images)
         return output
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, as far as one line goes."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -3,7 +3,7 @@
 report = Report(config, new_metrics(config, model, device), device)
 report.begin()
 with report.epoch(60_000):
-    report.step(step(images, labels))      # a batch at a time
+    report.step(step((images, labels)))      # a batch at a time
 report.evaluated("test", loss, accuracy)
 report.end_epoch()
 """
@@ -40,7 +40,7 @@ def print_line(line: str) -> None:
 
 
 def new_metrics(config: TrainConfig, model: nn.Module, device: torch.device, train_images: int) -> Metrics:
-    """The metrics of a run of one process, without kernels, that has not begun."""
+    """The metrics of a run of one process, without kernels or graph, that has not begun."""
     return {
         "schema": METRICS_SCHEMA,
         "name": config.run_name,
@@ -51,7 +51,7 @@ def new_metrics(config: TrainConfig, model: nn.Module, device: torch.device, tra
         "pid": os.getpid(),
         "updated": "",
         "config": asdict(config),
-        "environment": {**environment(device), "processes": 1, "kernels": False},
+        "environment": {**environment(device), "processes": 1, "kernels": False, "graph": False},
         "train_acc": [],
         "test_losses": [],
         "test_acc": [],
@@ -96,6 +96,7 @@ class Report:
         self.waiting: list[torch.Tensor] = []  # loss summed over the images, right answers, images; one a step
         self.rates: list[float] = []
         self.correct, self.count = 0, 0  # in this epoch
+        self.has_bar = processes.is_main
         self.bar = tqdm(disable=True)
         self.board: TensorBoardLog | None = None
         self.started = self.written = -math.inf
@@ -126,7 +127,7 @@ class Report:
             unit="img",
             unit_scale=True,
             # None: no bar where the output is not a terminal, so that a log is not flooded
-            disable=None if self.processes.is_main else True,
+            disable=None if self.has_bar else True,
             leave=False,
             dynamic_ncols=True,
         )
@@ -149,8 +150,7 @@ class Report:
         Raises:
             TrainingError: a loss is not finite.
         """
-        size = torch.full_like(result.loss, result.size)
-        self.waiting.append(torch.stack([result.loss * result.size, result.correct, size]))
+        self.waiting.append(result.totals)
         self.rates.append(result.rate)
         if len(self.waiting) >= self.fetch_every:
             self.fetch()

@@ -5,20 +5,20 @@ run.train()
 run.save_results()
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.files import DamagedFileError
 from common.results import Metrics, save_model_params
-from data_utils import Batch, Data
+from data_utils import Data
 from imports import LRScheduler, nn, torch
 from lr_schedulers import advances_every_batch
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.processes import Processes
 from training.report import Report
-from training.step import Step, StepResult, evaluate, train_one_epoch
+from training.step import Step, evaluate, train_one_epoch
 from visualization import plot_metrics, save_model_summary
 
 
@@ -69,10 +69,20 @@ class Run:
             TrainingError: the loss or a weight is no longer finite.
             StoppedError: it was asked to stop.
         """
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """The same, a step at a time, so that several runs can take turns."""
         self.report.begin()
         for _ in range(self.report.epochs_done, self.config.epochs):
             with self.report.epoch(self.data.train_size):
-                self.train_batches(self.data.train)
+                parts = self.processes.part_weights(self.data.train_size, self.config.batch_size)
+                for result in train_one_epoch(self.step, self.data.train, parts):
+                    self.report.step(result)
+                    if self.stop_requested():
+                        raise StoppedError(f"stopped in epoch {self.report.epochs_done}")
+                    yield
             if not advances_every_batch(self.config.scheduler):
                 self.scheduler.step()
             self.evaluate_epoch()
@@ -80,16 +90,6 @@ class Run:
             self.save_checkpoint()
             self.report.save("running")
             self.after_epoch(self.metrics)
-
-    def train_batches(self, batches: Iterable[Batch]) -> None:
-        """Train on ``batches``, an epoch at most."""
-        parts = self.processes.part_weights(self.data.train_size, self.config.batch_size)
-        train_one_epoch(self.step, batches, self._after_step, parts)
-
-    def _after_step(self, result: StepResult) -> None:
-        self.report.step(result)
-        if self.stop_requested():
-            raise StoppedError(f"stopped in epoch {self.report.epochs_done}")
 
     def evaluate_epoch(self) -> None:
         """Evaluate on the test images and on those held out, as far as there are any."""
@@ -160,9 +160,9 @@ class Run:
         if self.step.device.type == "cuda":
             torch.cuda.set_rng_state(mine["cuda"], self.step.device)
         before, now = checkpoint["metrics"], self.metrics
-        was = {"kernels": False, **before["environment"]}  # there were none at first
+        was = {"kernels": False, "graph": False, **before["environment"]}  # there were none at first
         here = now["environment"]
-        other = [k for k in ("torch", "device", "threads", "platform", "kernels") if was[k] != here[k]]
+        other = [k for k in ("torch", "device", "threads", "platform", "kernels", "graph") if was[k] != here[k]]
         if other:
             changes = ", ".join(f"{k} {was[k]} -> {here[k]}" for k in other)
             self.report.log(f"Note: not as when the checkpoint was written, so the last bits may differ: {changes}.")

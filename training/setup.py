@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from common.files import UsageError
-from data_utils import load_data
+from data_utils import Batches, TensorBatches, load_data
 from imports import AveragedModel, get_ema_multi_avg_fn, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import ModelContext, get_strategy
 from models.kernels import KernelNetwork
+from training.captured import CapturedStep
 from training.config import TrainConfig
 from training.machine import CompiledOrEager, has_bfloat16, keep_freed_memory, make_deterministic
 from training.native import with_kernels
@@ -78,7 +79,27 @@ def prepare_run(
     metrics = new_metrics(config, model, device, data.train_size)
     metrics["environment"] |= {"processes": processes.count, "kernels": kernels}
     report = Report(config, metrics, device, processes, log)
+    if device.type == "cuda" and config.graph:
+        step = captured(step, data.train, processes, report)
     return Run(config, data, processes, model, evaluated, step, scheduler, report)
+
+
+def captured(step: Step, batches: Batches, processes: Processes, report: Report) -> Step:
+    """``step`` as one CUDA graph where that can be; elsewhere ``step`` itself, and the log and the metrics say so."""
+    environment = report.metrics["environment"]
+
+    def without(reason: str) -> None:
+        environment["graph"] = False
+        report.log(f"Note: without a CUDA graph, so slower: {reason}.")
+
+    environment["graph"] = True
+    if processes.count > 1:
+        without("several processes exchange their gradients within a step")
+    elif not isinstance(batches, TensorBatches):
+        without("the torchvision pipeline makes its batches on the CPU")
+    else:
+        return CapturedStep(**vars(step), batches=batches, without=without)
+    return step
 
 
 def share_evenly(config: TrainConfig, processes: Processes) -> None:

@@ -1,14 +1,15 @@
-"""One training step on one batch, and evaluation.
+"""One training step on one batch, a pass over all of them, and evaluation.
 
 step = Step(model, optimizer, device)
-result = step(images, labels)            # result.loss, result.correct: still on the device
+for result in train_one_epoch(step, batches):    # result.totals: still on the device
+    ...
 loss, accuracy = evaluate(model, batches, device)
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_utils import Batch
 from imports import AveragedModel, F, LRScheduler, nn, optim, torch
@@ -16,17 +17,18 @@ from training.processes import ALONE, Processes
 
 
 class StepResult(NamedTuple):
-    """What a step leaves besides other weights; loss and right answers are still on the device."""
+    """What a step leaves besides other weights."""
 
-    loss: torch.Tensor  # the mean over the batch
-    correct: torch.Tensor  # right answers
-    size: int  # images
+    totals: torch.Tensor  # float32 [3], on the device: the loss summed over the images, right answers, images
     rate: float  # the learning rate that the step was taken at
 
 
 @dataclass
 class Step:
-    """Forward, backward, and the optimizer's step, as one call on a batch."""
+    """Forward, backward, and the optimizer's step, as one call on a batch.
+
+    This is how a step is executed on any device; ``CapturedStep`` does the same as one CUDA graph.
+    """
 
     model: nn.Module  # as a step runs it: by kernels, compiled, synchronized
     optimizer: optim.Optimizer
@@ -36,12 +38,25 @@ class Step:
     amp: bool = False  # compute in bfloat16 where that is safe
     label_smoothing: float = 0.0  # part of a label spread over all classes (Szegedy et al. 2015, arXiv:1512.00567)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, weight: float = 1.0) -> StepResult:
-        """Train on ``images`` [N, 1, 28, 28] with ``labels`` [N].
+    def inputs(self, batches: Iterable[Batch]) -> Iterator[Any]:
+        """What ``__call__`` takes, a batch at a time."""
+        return iter(batches)
+
+    def __call__(self, batch: Any, weight: float = 1.0) -> StepResult:
+        """Train on a batch of ``inputs``: images [N, 1, 28, 28] and labels [N].
 
         Args:
             weight: of the loss, when this process has a part of the batch: see ``Processes.part_weights``.
         """
+        rate = self.optimizer.param_groups[0]["lr"]
+        images, labels = batch
+        totals = self.compute(images, labels, weight)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return StepResult(totals, rate)
+
+    def compute(self, images: torch.Tensor, labels: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
+        """All that runs on the device. Returns the step's totals."""
         images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
@@ -53,24 +68,23 @@ class Step:
         (loss * weight).backward()
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.model)
-        correct = (log_probabilities.argmax(1) == labels).sum()
-        rate = self.optimizer.param_groups[0]["lr"]
-        if self.scheduler is not None:
-            self.scheduler.step()
-        return StepResult(loss.detach(), correct, len(labels), rate)
+            self.update_average()
+        loss, correct = loss.detach(), (log_probabilities.argmax(1) == labels).sum()
+        return torch.stack([loss * len(labels), correct, torch.full_like(loss, len(labels))])
+
+    def update_average(self) -> None:
+        """Bring the moving average up to date."""
+        assert self.average is not None
+        self.average.update_parameters(self.model)
 
 
 def train_one_epoch(
-    step: Step,
-    batches: Iterable[Batch],
-    report: Callable[[StepResult], None],
-    loss_weights: Iterable[float] = repeat(1.0),
-) -> None:
-    """One pass over the training images; ``report`` gets what each step leaves."""
+    step: Step, batches: Iterable[Batch], loss_weights: Iterable[float] = repeat(1.0)
+) -> Iterator[StepResult]:
+    """One pass over the training images, a step at a time; yields what each step leaves."""
     step.model.train()
-    for (images, labels), weight in zip(batches, loss_weights, strict=False):
-        report(step(images, labels, weight))
+    for batch, weight in zip(step.inputs(batches), loss_weights, strict=False):
+        yield step(batch, weight)
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from training.config import TrainConfig
 from training.machine import resolve_device
 from training.processes import ALONE, Processes
 from training.report import print_line
-from training.run import StoppedError, never
+from training.run import Run, StoppedError, never
 from training.setup import prepare_run, share_evenly
 
 
@@ -68,18 +68,25 @@ def train_and_evaluate(
         run.stop_requested = stop_requested
         if checkpoint is not None:
             run.restore(checkpoint)
-        try:
+        with closing(run):
             run.train()
             run.save_results()
-        except BaseException as error:
-            # When one process stops, the others lose it in the middle of a step.
-            stopped = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit) or stop_requested()
-            with contextlib.suppress(OSError):  # a full disk or a lost folder: the error under way tells of it
-                run.report.save("interrupted" if stopped else "failed")
-            if stopped and isinstance(error, RuntimeError):
-                raise StoppedError(f"stopped in epoch {run.report.epochs_done}") from None
-            raise
     return TrainResult(run.result.eval(), run.metrics, config.files)
+
+
+@contextlib.contextmanager
+def closing(run: Run) -> Iterator[None]:
+    """Let the metrics of a run that ends early say how it ended."""
+    try:
+        yield
+    except BaseException as error:
+        # When one process stops, the others lose it in the middle of a step.
+        stopped = isinstance(error, StoppedError | KeyboardInterrupt | SystemExit) or run.stop_requested()
+        with contextlib.suppress(OSError):  # a full disk or a lost folder: the error under way tells of it
+            run.report.save("interrupted" if stopped else "failed")
+        if stopped and isinstance(error, RuntimeError):
+            raise StoppedError(f"stopped in epoch {run.report.epochs_done}") from None
+        raise
 
 
 @contextlib.contextmanager

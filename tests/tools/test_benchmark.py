@@ -9,7 +9,7 @@ from imports import nn, torch
 from models.blocks import ConvBlock
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark.accuracy import SeriesStore, accuracy_figure
-from tools.benchmark.throughput import multiply_adds
+from tools.benchmark.throughput import settings_to_compare, work_of_an_image
 from tools.intervals import mean_and_interval
 from tools.naive import NaiveTraining, plain_network
 from training.config import TrainConfig
@@ -36,9 +36,10 @@ def test_mean_and_interval_by_hand():
     assert math.isnan(mean_and_interval([1.0])[2])
 
 
-def test_multiply_adds_by_hand():
+def test_the_work_of_an_image_by_hand():
     convolutions = 72 * 26**2 + 1152 * 24**2 + 160 * 24**2 + 1440 * 10**2 + 2304 * 8**2 + 1440 * 6**2 + 900 * 6**2
-    assert multiply_adds("1") == convolutions + 100
+    outputs = 8 * 26**2 + 16 * 24**2 + 10 * 24**2 + 16 * 10**2 + 16 * 8**2 + 10 * 6**2 + 10 * 6**2
+    assert work_of_an_image("1") == (6 * (convolutions + 100), 20 * (outputs + 10))
 
 
 def test_the_reference_is_naive():
@@ -56,6 +57,20 @@ def test_the_reference_learns(tiny):
         assert sum(training.train_batches()) == 300
     assert training.evaluate() > 90
     assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.75 / 7.5 / 7.5, rel=0.05)
+
+
+def test_a_gpu_is_compared_by_its_own_settings(monkeypatch):
+    monkeypatch.setattr("tools.benchmark.throughput.has_bfloat16", lambda device: True)
+    settings = settings_to_compare(128, torch.device("cuda"))
+    assert [setting.label for setting in settings] == [
+        "naive reference",
+        "--no-graph",
+        "default",
+        "--batch_size 512",
+        "--amp",
+        "--compile",
+    ]
+    assert [setting.graph for setting in settings] == [False, False, True, True, True, True]
 
 
 @pytest.mark.long
@@ -78,6 +93,9 @@ def test_throughput(tiny, tmp_path, benchmarked):
         assert len(row["images_per_second"]) == 2
         assert min(row["images_per_second"]) <= row["median"] <= max(row["images_per_second"])
         assert 0 < row["share_of_bound"] < 1
+        assert 0 < row["share_of_memory_bound"] < 1
+        assert row["first_batch_seconds"] > 0
+        assert row["epoch_seconds"] == pytest.approx(300 / row["median"], rel=0.01)
         assert row["peak_mib"] > 100
     assert rows[0]["ratio"] == 1.0
     assert (tmp_path / "plots" / "benchmark_throughput.png").read_bytes().startswith(b"\x89PNG")
@@ -136,6 +154,44 @@ def run_series(data_dir, tmp_path, benchmarked):
     assert (tmp_path / "plots" / "benchmark_accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_seeds_that_train_together_have_the_figures_of_seeds_alone(tiny, tmp_path, benchmarked):
+    flags = ["accuracy", "--seeds", 3, "--epochs", 1, "--batch_size", 60, "--threads", 1, "--data_dir", tiny]
+    status, alone, error = benchmarked(*flags, "--output_dir", tmp_path / "alone")
+    assert status == 0, error
+    flags += ["--together", 2, "--keep", "kept", "--output_dir", tmp_path / "together"]
+    status, together, error = benchmarked(*flags)
+    assert status == 0, error
+    assert "3 of 3 seeds to run, 2 at a time" in together
+    figures = []
+    for folder in ("alone", "together"):
+        (series,) = json.loads((tmp_path / folder / "outputs" / "benchmark_accuracy.json").read_text())
+        figures.append({seed: run["accuracy"] for seed, run in series["runs"].items()})
+    assert sorted(figures[0]) == ["1", "2", "3"]
+    assert figures[0] == figures[1], alone
+    assert {run["together"] for run in series["runs"].values()} == {1, 2}
+    for seed in "123":
+        assert load_metrics_json(f"kept_seed_{seed}", tmp_path / "together")["status"] == "finished"
+    assert "0 of 3 seeds to run" in benchmarked(*flags)[1]
+
+
+def test_a_series_on_a_gpu_is_another_one(tiny, tmp_path, benchmarked, monkeypatch):
+    """And its device is passed on."""
+    seen = []
+
+    def train(configs, keep, folder):
+        seen.extend(config.device for config in configs)
+        return [{"accuracy": 99.0, "seconds": 1.0} for _ in configs]
+
+    monkeypatch.setattr("tools.benchmark.accuracy._train", train)
+    monkeypatch.setattr("tools.benchmark.accuracy.resolve_device", torch.device)
+    for device in ("cpu", "cuda"):
+        flags = ["--seeds", "1", "--device", device, "--data_dir", tiny, "--output_dir", tmp_path]
+        assert benchmarked("accuracy", *flags)[0] == 0
+    assert seen == ["cpu", "cuda"]
+    on_cpu, on_cuda = json.loads((tmp_path / "outputs" / "benchmark_accuracy.json").read_text())
+    assert (on_cpu["recipe"], on_cuda["recipe"]) == ({"model": "1"}, {"model": "1", "device": "cuda"})
+
+
 @pytest.mark.long
 def test_accuracy_of_the_reference(tiny, tmp_path, benchmarked):
     flags = ["--scheduler", "onecycle", "--epochs", 1, "--data_dir", tiny, "--output_dir", tmp_path]
@@ -150,6 +206,10 @@ def test_accuracy_of_the_reference(tiny, tmp_path, benchmarked):
         (["throughput", "--rounds", "0"], "rounds: 0 is not allowed"),
         (["throughput", "--models", "7"], "invalid choice: '7'"),
         (["throughput", "--processes", "1"], "processes: 1 is not allowed; it must be at least 2"),
+        (["throughput", "--processes", "2", "--device", "cuda"], "processes: not allowed with --device cuda"),
+        (["throughput", "--device", "cuda:99"], "device: 'cuda:99' is not on this machine"),
+        (["accuracy", "--device", "cuda:99"], "device: 'cuda:99' is not on this machine"),
+        (["accuracy", "--together", "2", "--jobs", "2"], "together: not allowed with --naive or --jobs"),
         (["accuracy", "--naive", "--val_split", "100"], "naive: the reference has no val_split"),
         (["accuracy", "--seeds", "0"], "seeds: 0 is not allowed"),
         (["accuracy", "--epochs", "0"], "epochs: 0 is not allowed"),

@@ -13,7 +13,6 @@ from training.config import TrainConfig
 from training.machine import CompiledOrEager, has_bfloat16, keep_freed_memory, make_deterministic, resolve_device
 from training.processes import Processes
 from training.setup import prepare_run
-from training.step import train_one_epoch
 from visualization import load_metrics_json, load_model_params
 
 CPU = torch.device("cpu")
@@ -103,28 +102,6 @@ def test_amp_without_bfloat16_is_said(tmp_path, tiny, monkeypatch):
     run = prepare_run(config, CPU, log=lines.append)
     assert not run.step.amp
     assert "Note: --amp has no effect: cpu here has no bfloat16 of its own." in lines
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here: the CUDA paths are not tested")
-class TestCuda:
-    def test_a_step_never_waits_for_the_gpu(self, tiny, tmp_path):
-        config = TrainConfig(batch_size=30, device="cuda", data_dir=str(tiny), output_dir=str(tmp_path))
-        run = prepare_run(config, resolve_device("cuda"))
-        with run.report.epoch(run.data.train_size):
-            run.train_batches(run.data.train)  # cuDNN tries its algorithms
-            run.report.fetch()
-            run.report.fetch_every = 1000
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                train_one_epoch(run.step, run.data.train, run.report.step)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-    def test_the_command_on_the_gpu(self, tiny, tmp_path):
-        assert command.main([*flags(tiny, tmp_path), "--amp", "--device", "cuda"]) == 0
-        metrics = load_metrics_json("mnist_model_1", tmp_path)
-        assert metrics["environment"]["device"] == torch.cuda.get_device_name(0)
-        assert len(metrics["train_losses"]) == 10
 
 
 def test_deterministic_algorithms_on_request(monkeypatch):

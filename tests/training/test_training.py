@@ -68,7 +68,7 @@ def test_metrics_of_a_run(run, pipeline):
     assert (metrics["status"], metrics["parameters"]) == ("finished", 7_720)
     assert metrics["config"]["val_split"] == 50
     versions = {"python", "torch", "torchvision"}
-    machine = {"device", "threads", "platform", "processes", "kernels"}
+    machine = {"device", "threads", "platform", "processes", "kernels", "graph"}
     assert set(metrics["environment"]) == {*versions, *machine, "git_commit"}
     batches = math.ceil(250 / 64)
     assert len(metrics["train_losses"]) == len(metrics["learning_rates"]) == 3 * batches
@@ -189,8 +189,7 @@ def test_train_one_epoch_is_sgd_with_momentum():
     weight, velocity = model[1].weight.detach().clone(), torch.zeros(10, 784)
     batches = [(torch.randn(6, 1, 28, 28), torch.randint(0, 10, (6,))) for _ in range(3)]
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    reported = []
-    train_one_epoch(Step(model, optimizer, CPU), batches, reported.append)
+    reported = list(train_one_epoch(Step(model, optimizer, CPU), batches))
     bias, bias_velocity = torch.zeros(10), torch.zeros(10)
     torch.manual_seed(0)
     bias = nn.Linear(784, 10).bias.detach().clone()
@@ -201,7 +200,7 @@ def test_train_one_epoch_is_sgd_with_momentum():
         bias_velocity = 0.9 * bias_velocity + error.sum(0)
         weight, bias = weight - 0.1 * velocity, bias - 0.1 * bias_velocity
     torch.testing.assert_close(model[1].weight.detach(), weight)
-    assert [(size, rate) for _, _, size, rate in reported] == [(6, 0.1)] * 3
+    assert [(result.totals[2].item(), result.rate) for result in reported] == [(6, 0.1)] * 3
 
 
 def test_the_moving_average_of_the_weights_is_its_closed_form():
@@ -211,11 +210,9 @@ def test_the_moving_average_of_the_weights_is_its_closed_form():
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     steps = []
 
-    def record(_result):
-        steps.append({key: value.clone() for key, value in model.state_dict().items()})
-
     optimizer = optim.SGD(model.parameters(), lr=0.1)
-    train_one_epoch(Step(model, optimizer, CPU, average=average), batches, record)
+    for _ in train_one_epoch(Step(model, optimizer, CPU, average=average), batches):
+        steps.append({key: value.clone() for key, value in model.state_dict().items()})
     # after n steps decay^(n - 1) of the first step's, and (1 - decay) * decay^(n - k) of each later step k's
     weights = [decay ** (len(steps) - 1), *((1 - decay) * decay ** (len(steps) - k) for k in range(2, len(steps) + 1))]
     assert sum(weights) == pytest.approx(1)
@@ -301,11 +298,10 @@ def test_label_smoothing_is_torchs(smoothing):
     images, labels = torch.randn(12, 1, 1, 5), torch.randint(0, 4, (12,))
     model = nn.Sequential(nn.Flatten(), nn.Linear(5, 4), nn.LogSoftmax(1))
     expected = F.cross_entropy(model[:2](images), labels, label_smoothing=smoothing)
-    reported = []
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     batches = [(images, labels)]
-    train_one_epoch(Step(model, optimizer, CPU, label_smoothing=smoothing), batches, reported.append)
-    torch.testing.assert_close(reported[0][0], expected.detach())
+    (result,) = train_one_epoch(Step(model, optimizer, CPU, label_smoothing=smoothing), batches)
+    torch.testing.assert_close(result.totals[0] / result.totals[2], expected.detach())
 
 
 @pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])

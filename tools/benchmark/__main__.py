@@ -2,7 +2,9 @@
 
 python -m tools.benchmark throughput
 python -m tools.benchmark throughput --processes 2 --batch_size 512
+python -m tools.benchmark throughput --device cuda --images 25600 --rounds 3
 python -m tools.benchmark accuracy --model 1 --seeds 10 --scheduler onecycle --epochs 15
+python -m tools.benchmark accuracy --device cuda --together 10 --scheduler onecycle --epochs 15
 """
 
 import argparse
@@ -11,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import OneLineParser, check_at_least, exit_status
-from common.files import PROJECT_DIR, UsageError
+from common.files import PROJECT_DIR, CommandError, UsageError
 from tools.benchmark.accuracy import accuracy
 from tools.benchmark.throughput import throughput
 from tools.trainings import stopping_on_sigterm
 from training.config import add_training_flags, given_settings
+from training.report import TrainingError
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -29,12 +32,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     speed.add_argument("--rounds", type=int, default=7, help="interleaved rounds (7)")
     speed.add_argument("--images", type=int, default=5120, help="images a round and setting (5120)")
     speed.add_argument("--processes", type=int, default=0, help="instead: 1 process against this many under torchrun")
+    speed.add_argument("--device", default="cpu", help="cpu, or a GPU: cuda or cuda:N (cpu)")
     speed.add_argument("--data_dir", type=Path, default=PROJECT_DIR / "data")
 
     series = commands.add_parser("accuracy", help="a recipe over seeds", argument_default=argparse.SUPPRESS)
     series.add_argument("--seeds", type=int, default=10, help="how many (10)")
     series.add_argument("--first_seed", type=int, default=1, help="the first of them (1)")
     series.add_argument("--jobs", type=int, default=1, help="how many at once, the threads divided among them (1)")
+    series.add_argument("--together", type=int, default=1, help="how many at once in one process, on one device (1)")
     series.add_argument("--label", default=None, help="what the series is called in the plot")
     series.add_argument("--keep", metavar="NAME", default=None, help="keep the networks, as runs NAME_seed_SEED")
     series.add_argument("--naive", action="store_true", default=False, help="train with the naive reference instead")
@@ -49,15 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = get_args_parser()
     args = parser.parse_args(argv)
     with stopping_on_sigterm():
-        return exit_status(parser, lambda: run(args), "interrupted; what is finished is kept")
+        failures = (CommandError, OSError, TrainingError)
+        return exit_status(parser, lambda: run(args), "interrupted; what is finished is kept", failures)
 
 
 def run(args: argparse.Namespace) -> int:
     """The subcommand that the arguments name."""
-    check_at_least(args, rounds=1, images=1, batch_size=1, seeds=1, jobs=1)
+    check_at_least(args, rounds=1, images=1, batch_size=1, seeds=1, jobs=1, together=1)
     if args.command == "throughput":
         if args.processes < 0 or args.processes == 1:
             raise UsageError(f"processes: {args.processes} is not allowed; it must be at least 2")
+        if args.processes and args.device != "cpu":
+            raise UsageError(f"processes: not allowed with --device {args.device}; they are compared on the CPU")
         return throughput(args)
     args.config = getattr(args, "config", None)
     return accuracy(args, given_settings(args))

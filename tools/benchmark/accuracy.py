@@ -13,13 +13,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from common.cli import silent
 from common.files import UsageError
 from image_data.fetch import ensure_mnist
 from imports import Figure, FileLock
 from tools.intervals import mean_and_interval
 from tools.output import write_figure, write_json
+from tools.timing import seconds_of
 from tools.trainings import run_quietly, threads_each, train_in_a_process
 from training.config import TrainConfig, fields_in
+from training.machine import resolve_device
+from training.together import train_together
 from visualization import load_metrics_json
 
 # What does not make a series another one: where its files are, how many cores it had, which of its runs this is.
@@ -41,23 +45,32 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
         if unknown:
             raise UsageError(f"naive: the reference has no {', '.join(unknown)}; it knows {', '.join(KNOWN_TO_NAIVE)}")
         recipe["naive"] = True
+    if args.together > 1 and (args.naive or args.jobs > 1):
+        raise UsageError("together: not allowed with --naive or --jobs; those are trainings in processes of their own")
+    device = resolve_device(config.device)
+    if device.type != "cpu":
+        recipe["device"] = device.type
     ensure_mnist(config.data_folder)
     threads = config.threads or threads_each(args.jobs)
     store = SeriesStore(args.results / "outputs" / "benchmark_accuracy.json", recipe, args.label)
     seeds = [args.first_seed + number for number in range(args.seeds)]
     missing = [seed for seed in seeds if seed not in store.runs]
-    print(f"{len(missing)} of {len(seeds)} seeds to run, {args.jobs} at a time, {threads} threads each", flush=True)
+    at_once = max(args.jobs, args.together)
+    print(f"{len(missing)} of {len(seeds)} seeds to run, {at_once} at a time, {threads} threads each", flush=True)
 
-    def run(seed: int) -> None:
+    def run(group: Sequence[int]) -> None:
         if args.naive:
-            result = _run_naive(config, seed, threads)
+            results = [_run_naive(config, seed, threads) for seed in group]
         else:
-            result = _run_command(replace(config, seed=seed, threads=threads), args.keep, args.results)
-        store.add(seed, result | {"threads": threads, "jobs": args.jobs})
-        print(f"seed {seed}: {result['accuracy']:.2f} % in {result['seconds']:.1f} s", flush=True)
+            runs = [replace(config, seed=seed, threads=threads) for seed in group]
+            results = _train(runs, args.keep, args.results)
+        for seed, result in zip(group, results, strict=True):
+            store.add(seed, result | {"threads": threads, "jobs": args.jobs, "together": len(group)})
+            print(f"seed {seed}: {result['accuracy']:.2f} % in {result['seconds']:.1f} s", flush=True)
 
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(run, missing))
+    groups = [missing[start : start + args.together] for start in range(0, len(missing), args.together)]
+    with ThreadPoolExecutor(args.jobs) as pool:  # what is trained here is so by the main thread, which signals stop
+        list(map(run, groups) if args.together > 1 else pool.map(run, groups))
     print_series(store.label, [store.runs[seed] for seed in seeds])
     write_figure(args.results / "plots" / "benchmark_accuracy.png", accuracy_figure(store.all_series))
     return 0
@@ -117,25 +130,31 @@ def _describe(recipe: dict[str, Any]) -> str:
     return ", ".join([f"model {recipe['model']}", *changed])
 
 
-def _run_command(config: TrainConfig, keep: str | None, folder: Path) -> dict[str, Any]:
-    """Train once by the command; with ``keep`` its files stay in ``folder``, under that name and the seed's."""
+def _train(configs: Sequence[TrainConfig], keep: str | None, folder: Path) -> list[dict[str, Any]]:
+    """Train one by the command, several together here; with ``keep`` their files stay in ``folder``, under that name
+    and the seed's."""
     with tempfile.TemporaryDirectory() as nowhere:
-        name, output_dir = ("run", nowhere) if keep is None else (f"{keep}_seed_{config.seed}", str(folder))
-        wall = train_in_a_process(replace(config, name=name, output_dir=output_dir))
-        metrics = load_metrics_json(name, output_dir)
-    split = "val" if config.val_split else "test"
-    return {
-        "accuracy": metrics[f"{split}_acc"][-1],
-        "seconds": metrics["total_seconds"],  # from the first batch to the last evaluation
-        "wall_seconds": round(wall, 3),  # of the whole command
-        "environment": metrics["environment"],
-    }
+        output_dir = nowhere if keep is None else str(folder)
+        runs = [replace(run, name=f"{keep or 'run'}_seed_{run.seed}", output_dir=output_dir) for run in configs]
+        wall = seconds_of(lambda: train_together(runs, silent) if len(runs) > 1 else train_in_a_process(runs[0]))
+        all_metrics = [load_metrics_json(run.run_name, output_dir) for run in runs]
+    split = "val" if configs[0].val_split else "test"
+    return [
+        {
+            "accuracy": metrics[f"{split}_acc"][-1],
+            "seconds": metrics["total_seconds"],  # from the first batch to the last evaluation
+            "wall_seconds": round(wall, 3),  # of the whole command, or of all that were trained together
+            "environment": metrics["environment"],
+        }
+        for metrics in all_metrics
+    ]
 
 
 def _run_naive(config: TrainConfig, seed: int, threads: int) -> dict[str, float]:
     """Train once by the naive reference, in a process of its own."""
     settings = {key: getattr(config, key) for key in KNOWN_TO_NAIVE}
     settings |= {"seed": seed, "threads": threads, "data_dir": config.data_folder.resolve()}
+    settings["device"] = config.device
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     result: dict[str, float] = json.loads(run_quietly([sys.executable, "-m", "tools.naive", *flags]))
     return result

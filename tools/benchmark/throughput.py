@@ -1,7 +1,12 @@
 """How fast a training step is: images/s of each way to train, in turns.
 
 Each way has a process of its own, and a round of each follows after the other, so that a machine whose speed drifts is
-as fair to all of them.
+as fair to all of them. A GPU has done all that it was asked to before a clock is read.
+
+Two bounds are measured on the same device. That of the arithmetic: a large float32 matrix product, against the
+multiply-adds of convolutions and linear layers, one pass forward and two back. That of the memory: a large copy,
+against the least that is moved: the output of each of those layers is written, read by the next layer and once more by
+its backward pass, and the output's gradient is written and read.
 """
 
 import argparse
@@ -17,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from common.cli import silent
 from common.files import PROJECT_DIR
 from data_utils import load_images
 from image_data.fetch import ensure_mnist
@@ -25,11 +31,12 @@ from model_strategy import get_strategy
 from models.receptive_field import receptive_fields
 from tools.naive import NaiveTraining
 from tools.output import write_figure, write_json
-from tools.timing import matrix_flops
+from tools.timing import copied_bytes, matrix_flops, synchronize
 from tools.trainings import ProcessError, run_quietly
 from training.config import TrainConfig
-from training.machine import environment, has_bfloat16
+from training.machine import environment, has_bfloat16, resolve_device
 from training.setup import prepare_run
+from training.step import train_one_epoch
 from visualization import load_metrics_json
 
 BEST_BATCH = 512  # images a step at which the cores do the most
@@ -43,38 +50,45 @@ class Setting:
     batch_size: int
     naive: bool = False
     kernels: bool = True
+    graph: bool = True
     amp: bool = False
+    compile: bool = False
 
 
-def settings_to_compare(batch_size: int) -> list[Setting]:
-    """The reference, the command without its kernels and as it is, also at ``BEST_BATCH``, and in bfloat16.
+def settings_to_compare(batch_size: int, device: torch.device) -> list[Setting]:
+    """The reference, the command without its fast step and as it is, also at ``BEST_BATCH``, in bfloat16, compiled.
 
-    That is left out where the CPU has none: it would be without kernels once more.
+    What has no effect on ``device`` is left out.
     """
     default = Setting("default", batch_size)
+    fast = "kernels" if device.type == "cpu" else "graph"
     settings = [
-        Setting("naive reference", batch_size, naive=True, kernels=False),
-        Setting("--no-kernels", batch_size, kernels=False),
+        Setting("naive reference", batch_size, naive=True, **{fast: False}),
+        Setting(f"--no-{fast}", batch_size, **{fast: False}),
         default,
         replace(default, label=f"--batch_size {BEST_BATCH}", batch_size=BEST_BATCH),
     ]
-    if has_bfloat16(torch.device("cpu")):
+    if has_bfloat16(device):
         settings.append(Setting("--amp", batch_size, amp=True))
+    if device.type != "cpu":
+        settings.append(Setting("--compile", batch_size, compile=True))
     return settings
 
 
 def throughput(args: argparse.Namespace) -> int:
     """The subcommand: time, print a table, write the JSON and the chart."""
+    device = resolve_device(args.device)
     ensure_mnist(args.data_dir)
     if args.processes:
         return throughput_of_processes(args)
-    results: dict[str, Any] = {"environment": environment(torch.device("cpu")), "rounds": args.rounds, "models": {}}
+    results: dict[str, Any] = {"environment": environment(device), "rounds": args.rounds, "models": {}}
     for model in args.models:
-        rows = time_settings(model, settings_to_compare(args.batch_size), args)
+        rows = time_settings(model, settings_to_compare(args.batch_size, device), args)
         results["models"][model] = rows
         print_throughput(model, rows)
-    write_json(args.results / "outputs" / "benchmark_throughput.json", results)
-    write_figure(args.results / "plots" / "benchmark_throughput.png", throughput_figure(results))
+    name = "benchmark_throughput" if device.type == "cpu" else f"benchmark_throughput_{device.type}"
+    write_json(args.results / "outputs" / f"{name}.json", results)
+    write_figure(args.results / "plots" / f"{name}.png", throughput_figure(results))
     return 0
 
 
@@ -82,38 +96,52 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
     """Time ``settings`` in turns, each in a process of its own that waits while another works.
 
     Returns:
-        A row a setting: images/s of every round and their median, the ratio to the first setting and to the cores'
-        bound (medians of the ratios round by round), and the process's peak memory in MiB.
+        A row a setting: seconds to the end of the first batch (data, compilation, recording), images/s of every round
+        and their median, seconds an epoch, the ratio to the first setting and to the two bounds (medians of the ratios
+        round by round), and the peak memory in MiB: of the process, or what it allocated on the GPU.
     """
+    device = resolve_device(args.device)
+    epoch_images = len(load_images(args.data_dir, train=True)[1])
     context = multiprocessing.get_context("spawn")
-    workers: list[tuple[Setting, Connection]] = []
+    workers: list[tuple[Setting, Connection, float]] = []
     for setting in settings:
         here, there = context.Pipe()
-        context.Process(target=_worker, args=(there, setting, model, str(args.data_dir)), daemon=True).start()
+        place = (str(args.data_dir), args.device)
+        context.Process(target=_worker, args=(there, setting, model, *place), daemon=True).start()
         there.close()  # so that the end of the process is the end of the pipe
-        _ask(here, setting)  # it has taken its first steps; one after the other, so as not to disturb each other
-        workers.append((setting, here))
-    bound_flops = 6 * multiply_adds(model)  # forward, and twice that backward; a multiply-add is two operations
+        first_batch = _ask(here, setting)  # one after the other, so as not to disturb each other
+        workers.append((setting, here, first_batch))
+    image_flops, image_bytes = work_of_an_image(model)
     rates: dict[str, list[float]] = {setting.label: [] for setting in settings}
     bounds: list[float] = []
+    memory_bounds: list[float] = []
     for _ in range(args.rounds):
-        for setting, worker in workers:
+        for setting, worker, _ in workers:
             rates[setting.label].append(_ask(worker, setting, args.images))
-        bounds.append(matrix_flops() / bound_flops)
+        bounds.append(matrix_flops(device) / image_flops)
+        memory_bounds.append(copied_bytes(device) / image_bytes)
     rows = []
-    for setting, worker in workers:
-        mine, first = rates[setting.label], rates[settings[0].label]
+    for setting, worker, first_batch in workers:
+        mine = rates[setting.label]
+        median = statistics.median(mine)
         rows.append(
             {
                 **asdict(setting),
+                "first_batch_seconds": round(first_batch, 3),
                 "images_per_second": [round(rate, 1) for rate in mine],
-                "median": round(statistics.median(mine), 1),
-                "ratio": round(statistics.median(a / b for a, b in zip(mine, first, strict=True)), 3),
-                "share_of_bound": round(statistics.median(a / b for a, b in zip(mine, bounds, strict=True)), 4),
+                "median": round(median, 1),
+                "epoch_seconds": round(epoch_images / median, 4),
+                "ratio": round(_median_ratio(mine, rates[settings[0].label]), 3),
+                "share_of_bound": round(_median_ratio(mine, bounds), 4),
+                "share_of_memory_bound": round(_median_ratio(mine, memory_bounds), 4),
                 "peak_mib": _ask(worker, setting, 0),
             }
         )
     return rows
+
+
+def _median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(these, those, strict=True))
 
 
 def _ask(worker: Connection, setting: Setting, images: int | None = None) -> Any:
@@ -125,32 +153,34 @@ def _ask(worker: Connection, setting: Setting, images: int | None = None) -> Any
         raise ProcessError(f"the process of {setting.label!r} ended early") from None
 
 
-def _worker(connection: Connection, setting: Setting, model: str, data_dir: str) -> None:
-    """Train as ``setting`` says, as many images as each message asks for; answer with images/s. 0 ends it."""
+def _worker(connection: Connection, setting: Setting, model: str, data_dir: str, device_name: str) -> None:
+    """Train as ``setting`` says, as many images as each message asks for; answer with images/s. 0 ends it.
+
+    The first answer, without a message, is the seconds to the end of the first batch, the last one the peak memory.
+    """
+    began, device = time.perf_counter(), resolve_device(device_name)
+    settings = {key: value for key, value in asdict(setting).items() if key not in ("label", "naive")}
     with tempfile.TemporaryDirectory() as output_dir:
-        config = TrainConfig(
-            model=model,
-            scheduler="onecycle",
-            epochs=1000,
-            batch_size=setting.batch_size,
-            kernels=setting.kernels,
-            amp=setting.amp,
-            device="cpu",
-            data_dir=data_dir,
-            output_dir=output_dir,
-        )
+        settings |= {"device": device_name, "data_dir": data_dir, "output_dir": output_dir}
+        config = TrainConfig(model=model, scheduler="onecycle", epochs=1000, **settings)
         train = _naive_training(config) if setting.naive else _training(config)
-        train(5)  # loads, allocates
-        connection.send("ready")
+        train(1)
+        synchronize(device)
+        first_batch = time.perf_counter() - began
+        train(4)  # allocates
+        connection.send(first_batch)
         while images := connection.recv():
             began = time.perf_counter()
             done = train(math.ceil(images / setting.batch_size))
+            synchronize(device)
             connection.send(done / (time.perf_counter() - began))
-    connection.send(_peak_mib())
+    connection.send(_peak_mib(device))
 
 
-def _peak_mib() -> int | None:
+def _peak_mib(device: torch.device) -> int | None:
     """The most memory that this process ever had, in MiB; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
     try:
         import resource
     except ImportError:  # Windows
@@ -169,36 +199,37 @@ def _naive_training(config: TrainConfig) -> Callable[[int], int]:
 def _training(config: TrainConfig) -> Callable[[int], int]:
     """The same for the command's own loop."""
     config.files.make_folders()
-    run = prepare_run(config, torch.device("cpu"))
-    batches = itertools.chain.from_iterable(run.data.train for _ in itertools.count())
+    run = prepare_run(config, resolve_device(config.device), log=silent)
+    steps = itertools.chain.from_iterable(train_one_epoch(run.step, run.data.train) for _ in itertools.count())
 
     def train(count: int) -> int:
         before = run.report.count
-        while count > 0:  # an epoch at most, as the loop is asked for
-            steps = min(count, len(run.data.train))
-            run.train_batches(itertools.islice(batches, steps))
-            count -= steps
+        for result in itertools.islice(steps, count):
+            run.report.step(result)
         run.report.fetch()
         return run.report.count - before
 
     return train
 
 
-def multiply_adds(model: str) -> int:
-    """Multiply-adds of one image's forward pass through the convolutions and linear layers."""
-    rows = receptive_fields(get_strategy(model).build())
-    return sum(row.parameters * row.output[1] * row.output[2] for row in rows if row.kind in ("Conv2d", "Linear"))
+def work_of_an_image(model: str) -> tuple[int, int]:
+    """Operations and bytes that the bounds of a step count: see above."""
+    rows = [row for row in receptive_fields(get_strategy(model).build()) if row.kind in ("Conv2d", "Linear")]
+    multiply_adds = sum(row.parameters * row.output[1] * row.output[2] for row in rows)
+    return 3 * 2 * multiply_adds, 5 * 4 * sum(math.prod(row.output) for row in rows)
 
 
 def print_throughput(model: str, rows: Sequence[dict[str, Any]]) -> None:
     """One model's rows as a table."""
     print(f"\nmodel {model}: images/s, medians of {len(rows[0]['images_per_second'])} interleaved rounds")
-    print(f"{'setting':<34} {'batch':>5} {'images/s':>9} {'min-max':>15} {'ratio':>6} {'of bound':>8} {'peak MiB':>8}")
+    columns = f"{'setting':<16} {'batch':>5} {'first s':>7} {'epoch s':>8} {'images/s':>9} {'min-max':>17} {'ratio':>6}"
+    print(f"{columns} {'of FLOP/s':>9} {'of bytes/s':>10} {'peak MiB':>8}")
     for row in rows:
         rates = row["images_per_second"]
         print(
-            f"{row['label']:<34} {row['batch_size']:>5} {row['median']:>9,.0f} {min(rates):>8,.0f}-{max(rates):<6,.0f}"
-            f" {row['ratio']:>6.2f} {row['share_of_bound']:>8.1%} {row['peak_mib'] or '-':>8}"
+            f"{row['label']:<16} {row['batch_size']:>5} {row['first_batch_seconds']:>7.1f} {row['epoch_seconds']:>8.3f}"
+            f" {row['median']:>9,.0f} {min(rates):>9,.0f}-{max(rates):<7,.0f} {row['ratio']:>6.2f}"
+            f" {row['share_of_bound']:>9.1%} {row['share_of_memory_bound']:>10.1%} {row['peak_mib'] or '-':>8}"
         )
 
 
@@ -207,9 +238,10 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     labels = [row["label"] for row in next(iter(results["models"].values()))]
-    colors = ["#bdbdbd", "#9ecae1", "#4292c6", "#08519c", "#e6550d"]  # grey, in float32 blue, in bfloat16 orange
+    # grey, in float32 blue, in bfloat16 orange, compiled green
+    colors = ["#bdbdbd", "#9ecae1", "#4292c6", "#08519c", "#e6550d", "#31a354"]
     width = 0.8 / len(labels)
-    for number, (label, color) in enumerate(zip(labels, colors[: len(labels)], strict=True)):
+    for number, (label, color) in enumerate(zip(labels, colors, strict=False)):
         rows = [rows[number] for rows in results["models"].values()]
         places = [group + (number - (len(labels) - 1) / 2) * width for group in range(len(rows))]
         medians = [row["median"] for row in rows]
@@ -222,8 +254,9 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
         axes.bar_label(bars, ratios, fontsize=9, padding=2)
     axes.set_xticks(range(len(results["models"])), [f"model {model}" for model in results["models"]])
     axes.set_ylabel("images/s")
-    threads, version = results["environment"]["threads"], results["environment"]["torch"]
-    axes.set_title(f"Training throughput on {threads} CPU threads, torch {version}: median, min to max")
+    here = results["environment"]
+    device = f"{here['threads']} CPU threads" if here["device"] == "cpu" else here["device"]
+    axes.set_title(f"Training throughput on {device}, torch {here['torch']}: median, min to max")
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=5, fontsize=9)
     axes.margins(y=0.1)
     axes.spines[["top", "right"]].set_visible(False)
