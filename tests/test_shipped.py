@@ -17,7 +17,7 @@ from model_strategy import get_strategy
 from tools.ensemble import load_ensemble
 from tools.evaluate.measures import predict
 from tools.evaluate.report import as_input
-from training.config import TrainConfig
+from training.config import TrainConfig, fields_in
 from visualization import count_parameters, load_metrics_json, load_model_params, metrics_figure, model_summary
 
 NAMES = ["1", "2", "3"]
@@ -59,7 +59,8 @@ def test_accuracy_bar(accuracies):
 def test_trained_by_the_command_as_the_docs_say(name, shipped_project):
     metrics = load_metrics_json(f"mnist_model_{name}", shipped_project)
     config = TrainConfig(**metrics["config"])
-    assert config == TrainConfig.from_sources({"model": name}, "best")
+    wanted = TrainConfig.from_sources({"model": name}, "best")
+    assert all(getattr(config, key) == getattr(wanted, key) for key in fields_in("recipe"))
     assert (config.epochs, config.seed, config.val_split) == (15, 1, 0)
     assert len(metrics["test_acc"]) == len(metrics["epoch_seconds"]) == 15
     assert len(metrics["train_losses"]) == 15 * math.ceil(60_000 / config.batch_size)

@@ -277,7 +277,7 @@ def test_a_network_of_ones_own(own_network, tiny, tmp_path, python):
     (script,) = re.findall(r"```python\n(# my_tuning\.py\n.*?)```", page, flags=re.DOTALL)
     (own_network.parent / "my_tuning.py").write_text(script)
     flags = ["--model", "linear", "--trials", "2", "--workers", "2", "--epochs", "1", "--val_split", "100"]
-    line = ["my_tuning.py", *flags, "--data_dir", tiny, "--output_dir", tmp_path]
+    line = [own_network.parent / "my_tuning.py", *flags, "--data_dir", tiny, "--output_dir", tmp_path]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_DIR)}
     done = finished(python(*line, cwd=own_network.parent, env=environment))
     assert done.returncode == 0, done.stderr
