@@ -59,36 +59,6 @@ _SOURCES: dict[str, tuple[str, str | None]] = {
     "transforms": ("torchvision", "transforms"),
 }
 
-__all__ = [
-    "AveragedModel",
-    "BatchSampler",
-    "DataLoader",
-    "DistributedDataParallel",
-    "F",
-    "Figure",
-    "FileLock",
-    "LRScheduler",
-    "MaxNLocator",
-    "OneCycleLR",
-    "RandomSampler",
-    "StepLR",
-    "Subset",
-    "Timeout",
-    "datasets",
-    "dist",
-    "fx",
-    "get_ema_multi_avg_fn",
-    "nn",
-    "once_differentiable",
-    "optim",
-    "plt",
-    "summary",
-    "torch",
-    "torchvision",
-    "tqdm",
-    "transforms",
-]
-
 
 def __getattr__(name: str) -> Any:
     if name not in _SOURCES:

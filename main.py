@@ -116,24 +116,23 @@ def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Proc
 
 def _is_finished(config: TrainConfig) -> bool:
     """Whether the run's last files were written too."""
+    return _metrics_of(config).get("status") == "finished" and config.files.params.exists()
+
+
+def _metrics_of(config: TrainConfig) -> dict[str, Any]:
+    """The run's metrics on disk; none of them if they cannot be read."""
     from visualization import load_metrics_json
 
     try:
-        metrics = load_metrics_json(config.run_name, config.output_dir)
+        return load_metrics_json(config.run_name, config.output_dir)
     except (OSError, RuntimeError):
-        return False
-    return metrics["status"] == "finished" and config.files.params.exists()
+        return {}
 
 
 def _how_to_go_on(config: TrainConfig, processes: Processes) -> str:
     """What a person does after a run of this process ended early, to be added to the line that says so."""
-    from visualization import load_metrics_json
-
-    try:
-        metrics = load_metrics_json(config.run_name, config.output_dir)
-    except (OSError, RuntimeError):
-        return ""
-    if metrics["pid"] != os.getpid():  # an earlier run's: this one had not begun
+    metrics = _metrics_of(config)
+    if metrics.get("pid") != os.getpid():  # an earlier run's: this one had not begun
         return ""
     done = len(metrics["test_acc"])
     if done == 0:

@@ -25,18 +25,6 @@ from common.results import (
 from imports import Figure, MaxNLocator, nn, summary, torch
 from model_strategy import get_strategy, known_models
 
-__all__ = [
-    "count_parameters",
-    "load_metrics_json",
-    "load_model_params",
-    "metrics_figure",
-    "model_summary",
-    "plot_metrics",
-    "save_metrics_json",
-    "save_model_params",
-    "save_model_summary",
-]
-
 Model = TypeVar("Model", bound=nn.Module)
 
 

@@ -88,9 +88,7 @@ class _Train(torch.autograd.Function):
         return None, None, *torch.ops.small_networks.gradients(grads[0], saved, parameters, *layers.others)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What a network begins with
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _Tracer(fx.Tracer):

@@ -41,9 +41,7 @@ HELD_OUT = 1 / 6  # part of the training images that the twins do not see: 10,00
 CPU = torch.device("cpu")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # how they vote
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,7 @@ def fit_weights(log_probabilities: torch.Tensor, labels: torch.Tensor, models: S
     return weights
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # members and their twins
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def twin_of(member: TrainConfig, held_out: int) -> TrainConfig:
@@ -154,9 +150,7 @@ def predictions(networks: Sequence[nn.Module], images: torch.Tensor) -> torch.Te
     return torch.stack([predict(network, inputs) for network in networks])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # the command
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def build(args: argparse.Namespace) -> dict[str, Any]:

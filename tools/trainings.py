@@ -98,9 +98,8 @@ def is_trained(config: TrainConfig) -> bool:
         return False
     if metrics["status"] != "finished":
         return False
-    elsewhere = fields_in("machine", "place")
-    saved, wanted = asdict(TrainConfig(**metrics["config"])), asdict(config)
-    other = [key for key in wanted if key not in elsewhere and wanted[key] != saved[key]]
+    saved = TrainConfig(**metrics["config"])
+    other = [key for key in fields_in("recipe") if getattr(config, key) != getattr(saved, key)]
     if other:
         raise UsageError(
             f"name: the run {config.run_name} is there with another {', '.join(other)}; choose another --name, or"

@@ -53,9 +53,7 @@ def corrupt(images: torch.Tensor, name: str, strength: int, seed: int = SEED) ->
     return spoilt.clamp(0, 1).mul(255).round().to(torch.uint8).squeeze(1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # noise
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def shot_noise(images: Images, photons: float, generator: torch.Generator) -> Images:
@@ -69,9 +67,7 @@ def impulse_noise(images: Images, share: float, generator: torch.Generator) -> I
     return torch.where(draws < share / 2, 0.0, torch.where(draws > 1 - share / 2, 1.0, images))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # blur
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def gaussian_blur(images: Images, sigma: float, generator: torch.Generator) -> Images:
@@ -118,9 +114,7 @@ def motion_blur(images: Images, values: tuple[int, float], generator: torch.Gene
     return smeared / weights
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # geometry: each image one way or the other, by its own draw
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _affine(
@@ -165,9 +159,7 @@ def scale(images: Images, factor: float, generator: torch.Generator) -> Images:
     return _affine(images, scale=factor)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # light
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def brightness(images: Images, added: float, generator: torch.Generator) -> Images:
@@ -188,9 +180,7 @@ def stripe(images: Images, columns: int, generator: torch.Generator) -> Images:
     return torch.where(outside, 1 - images, images)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # weather and dirt
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def fog(images: Images, values: tuple[float, float], generator: torch.Generator) -> Images:
@@ -239,9 +229,7 @@ def spatter(images: Images, share: float, generator: torch.Generator) -> Images:
     return torch.where(noise > threshold, MUD, images)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # lines drawn over the digit
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def dotted_line(images: Images, lines: int, generator: torch.Generator) -> Images:

@@ -65,9 +65,7 @@ def find_mistakes(log_probabilities: torch.Tensor, labels: torch.Tensor) -> list
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # calibration: whether, of the images that a network is 90 % sure of, 90 % are right
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def expected_calibration_error(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
@@ -134,9 +132,7 @@ def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> fl
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # saliency
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:

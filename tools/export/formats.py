@@ -79,9 +79,7 @@ class Format:
     read_metadata: Callable[[bytes], Metadata]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # ONNX
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def build_onnx(module: Deployed, calibration: torch.Tensor | None) -> Callable[[Metadata], bytes]:
@@ -161,9 +159,7 @@ def onnx_metadata(contents: bytes) -> Metadata:
     return {entry.key: entry.value for entry in onnx.load_from_string(contents).metadata_props}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # ExecuTorch
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def build_executorch(module: Deployed, calibration: torch.Tensor | None) -> Callable[[Metadata], bytes]:

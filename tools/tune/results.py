@@ -111,9 +111,7 @@ def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[
         file.write("\n".join(parts).encode())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # the best settings against the specification's, on seeds that neither was chosen with
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def recipes_to_compare(best: FrozenTrial) -> dict[str, dict[str, Any]]:
