@@ -442,32 +442,45 @@ void mix_pool(Reader reader, const Packed& weight, int64_t inputs, const Plane& 
   }
 }
 
-// Calls f(pixel of the group, lane, place in [N, channels, height, width]) for every number of one group's images.
-template <typename F>
-void for_numbers(const Plane& plane, int64_t group, int64_t images, const F& f) {
-  const int64_t first = group * LANES, present = std::min(LANES, images - first);
-  for (int64_t c = 0, place = first * plane.size(); c < plane.channels; c++) {
-    for (int64_t y = 0; y < plane.height; y++) {
-      for (int64_t x = 0; x < plane.width; x++, place++) {
-        for (int64_t lane = 0; lane < present; lane++) f(plane.row(y, c)[x], lane, place + lane * plane.size());
+// [N, channels, height, width] -> one group.
+void from_images(const Tensor& images, int64_t group, const Plane& to) {
+  const int64_t first = group * LANES, present = std::min(LANES, images.size(0) - first);
+  const float* from = images.const_data_ptr<float>() + first * to.size();
+  for (int64_t c = 0; c < to.channels; c++) {
+    for (int64_t y = 0; y < to.height; y++) {
+      for (int64_t x = 0; x < to.width; x++, from++) {
+        Vec pixels = {};
+        for (int64_t lane = 0; lane < present; lane++) pixels[lane] = from[lane * to.size()];
+        to.row(y, c)[x] = pixels;
       }
     }
   }
 }
 
-// [N, channels, height, width] -> one group.
-void from_images(const Tensor& images, int64_t group, const Plane& to) {
-  const float* from = images.const_data_ptr<float>();
-  std::fill(to.data, to.data + to.size(), Vec{});
-  for_numbers(to, group, images.size(0), [&](Vec& pixel, int64_t lane, int64_t place) { pixel[lane] = from[place]; });
+// The mean over all pixels of what the reader reads of one group, to [N, channels].
+void to_means(Reader reader, const Plane& x, int64_t group, const Tensor& means) {
+  const Plane in = scratch(READ, x.height, x.channels, x.width);
+  const int64_t first = group * LANES, present = std::min(LANES, means.size(0) - first);
+  float* to = means.data_ptr<float>() + first * x.channels;
+  reader.read_until(x.height, in);
+  for (int64_t c = 0; c < x.channels; c++) {
+    Vec sum = {};
+    for (int64_t y = 0; y < x.height; y++) {
+      for (int64_t i = 0; i < x.width; i++) sum += in.row(y, c)[i];
+    }
+    for (int64_t lane = 0; lane < present; lane++) to[lane * x.channels + c] = sum[lane] / (x.height * x.width);
+  }
 }
 
-// The way back, of what the reader reads.
-void to_images(Reader reader, int64_t group, const Tensor& images) {
-  float* to = images.data_ptr<float>();
-  const Plane from = scratch(READ, images.size(2), images.size(1), images.size(3));
-  reader.read_until(from.height, from);
-  for_numbers(from, group, images.size(0), [&](Vec& pixel, int64_t lane, int64_t place) { to[place] = pixel[lane]; });
+// The gradient of every pixel, of that of the means [N, channels].
+void from_means(const Tensor& means, int64_t group, const Plane& to) {
+  const int64_t first = group * LANES, present = std::min(LANES, means.size(0) - first);
+  const float* from = means.const_data_ptr<float>() + first * to.channels;
+  for (int64_t c = 0; c < to.channels; c++) {
+    Vec pixel = {};
+    for (int64_t lane = 0; lane < present; lane++) pixel[lane] = from[lane * to.channels + c] / (to.height * to.width);
+    for (int64_t y = 0; y < to.height; y++) std::fill(to.row(y, c), to.row(y, c) + to.width, pixel);
+  }
 }
 
 // f(group) for all groups, which the threads share.
@@ -546,7 +559,8 @@ Stage run_layer(const Layer& layer, const Stage& from, int64_t images, bool trai
 
 using Made = std::tuple<Tensor, std::vector<Tensor>>;
 
-// What the layers make of images [N, channels, height, width], and what the way back needs of them in training.
+// The mean over all pixels of what the layers make of images [N, channels, height, width], and what the way back needs
+// of them.
 Made run(const Tensor& images, const std::vector<Layer>& layers, bool training, uint64_t seed) {
   const int64_t n = images.size(0), groups = (n + LANES - 1) / LANES;
   const Tensor x = empty_activations(groups, images.size(2), images.size(1), images.size(3));
@@ -560,8 +574,8 @@ Made run(const Tensor& images, const std::vector<Layer>& layers, bool training, 
     stream += groups;
   }
   saved.insert(saved.end(), {stage.x, stage.numbers, stage.extra});
-  const Tensor out = at::empty({n, stage.x.size(2), stage.x.size(1), stage.x.size(3)}, at::kFloat);
-  for_groups(groups, [&](int64_t group) { to_images(stage.reader(group, n), group, out); });
+  const Tensor out = at::empty({n, stage.x.size(2)}, at::kFloat);
+  for_groups(groups, [&](int64_t group) { to_means(stage.reader(group, n), Plane(stage.x, group), group, out); });
   return {out, saved};
 }
 
@@ -739,11 +753,11 @@ std::vector<Tensor> gradients(const Tensor& grad, at::TensorList saved, at::Tens
   const std::vector<Layer> layers = layers_of(parameters, statistics, blocks, settings);
   std::vector<Stage> stages;
   for (size_t stage = 0; stage <= layers.size(); stage++) stages.emplace_back(&saved[3 * stage]);
-  const Tensor of_images = grad.contiguous();
+  const Tensor of_means = grad.contiguous();
   Gradient gradient(stages.back());
   for_groups(stages.back().x.size(0), [&](int64_t group) {
     GradientRows rows(stages.back(), gradient, group);
-    from_images(of_images, group, rows.out);
+    from_means(of_means, group, rows.out);
     for (int64_t y = 0; y < rows.out.height; y++) rows.take(y);
     rows.end();
   });
