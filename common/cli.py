@@ -1,7 +1,7 @@
 """What every command does alike: a mistake in one line, the exit status, signals.
 
     parser = OneLineParser(description="...", allow_abbrev=False)
-    return exit_status(parser, lambda: run(parser.parse_args(argv)))
+    return run_command(parser, run, argv)      # run takes the parsed arguments and returns the exit status
 
 Needs no torch.
 """
@@ -10,7 +10,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -58,6 +58,18 @@ def exit_status(
     except KeyboardInterrupt:
         print(f"{parser.prog}: {interrupted}", file=sys.stderr)
         return INTERRUPTED
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+    interrupted: str = "interrupted",
+    failures: tuple[type[Exception], ...] = (CommandError, OSError),
+) -> int:
+    """``exit_status`` of ``command`` with the arguments in ``argv`` (None: the process's own)."""
+    args = parser.parse_args(argv)
+    return exit_status(parser, lambda: command(args), interrupted, failures)
 
 
 def how_to_install(error: ModuleNotFoundError) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.cli import OneLineParser, exit_status
+from common.cli import OneLineParser, run_command
 from common.files import PROJECT_DIR, UsageError
 from image_data.policies import POLICIES, Policy, get_policy
 from tools.output import write_figure
@@ -107,9 +107,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
-    return exit_status(parser, lambda: show(args))
+    return run_command(get_args_parser(), show, argv)
 
 
 if __name__ == "__main__":

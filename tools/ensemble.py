@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from common.cli import OneLineParser, check_at_least, exit_status
+from common.cli import OneLineParser, check_at_least, run_command
 from common.files import RunFiles, UsageError
 from data_utils import load_images, split_indices
 from imports import F, nn, torch
@@ -26,7 +26,8 @@ from model_strategy import known_models
 from tools.evaluate.measures import expected_calibration_error, fit_temperature, predict
 from tools.evaluate.report import as_input
 from tools.intervals import wilson_interval
-from tools.networks import ENSEMBLE_SCHEMA, ensemble_file, load_ensemble, load_run
+from tools.networks import ENSEMBLE_SCHEMA, ensemble_file, load_run
+from tools.networks import load_ensemble as load_ensemble  # to be had from here too
 from tools.output import write_json
 from tools.timing import forward_ms
 from tools.trainings import stopping_on_sigterm, train_missing
@@ -35,13 +36,8 @@ from training.config import TrainConfig
 from training.machine import environment
 from visualization import count_parameters, load_metrics_json
 
-__all__ = ["METHODS", "Ensemble", "fit_votings", "fit_weights", "load_ensemble", "main", "vote"]
-
 HELD_OUT = 1 / 6  # part of the training images that the twins do not see: 10,000 of MNIST's 60,000
 CPU = torch.device("cpu")
-
-
-# how they vote
 
 
 @dataclass(frozen=True)
@@ -91,9 +87,6 @@ def fit_weights(log_probabilities: torch.Tensor, labels: torch.Tensor, models: S
     best = minimize(loss, torch.zeros(len(kinds), dtype=torch.float64).numpy(), method="Nelder-Mead")
     weights: list[float] = torch.as_tensor(best.x)[of_member].softmax(0).tolist()
     return weights
-
-
-# members and their twins
 
 
 def twin_of(member: TrainConfig, held_out: int) -> TrainConfig:
@@ -148,9 +141,6 @@ def predictions(networks: Sequence[nn.Module], images: torch.Tensor) -> torch.Te
     """The log-probabilities [M, N, 10] of ``networks`` on images uint8 [N, 28, 28]."""
     inputs = as_input(images, CPU)
     return torch.stack([predict(network, inputs) for network in networks])
-
-
-# the command
 
 
 def build(args: argparse.Namespace) -> dict[str, Any]:
@@ -239,10 +229,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
     with stopping_on_sigterm():
-        return exit_status(parser, lambda: run(args), "interrupted; what is trained is kept")
+        return run_command(get_args_parser(), run, argv, "interrupted; what is trained is kept")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from common.cli import OneLineParser, exit_status
+from common.cli import OneLineParser, run_command
 from data_utils import test_transforms, train_transforms
 from imports import DataLoader, F, datasets, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
@@ -100,8 +100,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data_dir")
-    args = parser.parse_args()
-    return exit_status(parser, lambda: train(TrainConfig(**vars(args))))
+    return run_command(parser, lambda args: train(TrainConfig(**vars(args))), None)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ python -m tools.predict scans/*.png --name mnist_model_3
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.cli import OneLineParser, exit_status
+from common.cli import OneLineParser, run_command
 from common.files import RunFiles, UsageError
 from tools.networks import load_network, probabilities
 
@@ -38,18 +37,16 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
-    run = functools.partial(predict_files, args.images, args.name, args.output_dir)
-    return exit_status(parser, run, failures=(OSError, RuntimeError))
+    return run_command(get_args_parser(), predict_files, argv, failures=(OSError, RuntimeError))
 
 
-def predict_files(paths: Sequence[str], name: str, output_dir: str | None) -> int:
+def predict_files(args: argparse.Namespace) -> int:
     """Print a line a file: the digit, how sure the network is, and the second choice."""
+    paths: list[str] = args.images
     for path in paths:
         if not Path(path).is_file():
             raise UsageError(f"{path} is no file")
-    RunFiles(name, output_dir)  # checks the name before torch is loaded
+    RunFiles(args.name, args.output_dir)  # checks the name before torch is loaded
     from image_data.form import EmptyImageError, ImageError, read_grey, to_mnist
 
     digits: list[MnistImage | None] = []
@@ -60,7 +57,7 @@ def predict_files(paths: Sequence[str], name: str, output_dir: str | None) -> in
             digits.append(None)
         except ImageError as error:
             raise UsageError(f"{path}: {error}") from None
-    network = load_network(name, output_dir)
+    network = load_network(args.name, args.output_dir)
     drawn = [digit for digit in digits if digit is not None]
     answers = iter(probabilities(network.model, drawn) if drawn else [])
     width = max(map(len, [*paths, "image"]))

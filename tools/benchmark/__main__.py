@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import OneLineParser, check_at_least, exit_status
+from common.cli import OneLineParser, check_at_least, run_command
 from common.files import PROJECT_DIR, CommandError, UsageError
 from tools.benchmark.accuracy import accuracy
 from tools.benchmark.throughput import throughput
@@ -51,11 +51,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
+    failures = (CommandError, OSError, TrainingError)
     with stopping_on_sigterm():
-        failures = (CommandError, OSError, TrainingError)
-        return exit_status(parser, lambda: run(args), "interrupted; what is finished is kept", failures)
+        return run_command(get_args_parser(), run, argv, "interrupted; what is finished is kept", failures)
 
 
 def run(args: argparse.Namespace) -> int:

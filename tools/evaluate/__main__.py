@@ -10,9 +10,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from common.cli import OneLineParser, exit_status
+from common.cli import OneLineParser, run_command
 from common.files import UsageError
 from tools.networks import Network, load_network
 from tools.output import write_figure
@@ -53,8 +52,13 @@ def load(config: TrainConfig, ensemble: bool) -> Network:
     return network
 
 
-def run(config: TrainConfig, ensemble: bool) -> None:
+def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, write the JSON and the pictures."""
+    settings = vars(args)
+    ensemble = "ensemble" in settings
+    if ensemble:
+        settings["name"] = settings.pop("ensemble")
+    config = TrainConfig(**settings)
     from data_utils import load_images, split_indices
     from imports import nn, torch
     from tools.voting import Ensemble
@@ -98,6 +102,7 @@ def run(config: TrainConfig, ensemble: bool) -> None:
         write_figure(written[-1], figure, dpi=90)
     for path in written:
         print(f"  {_shown(path)}")
+    return 0
 
 
 def _shown(path: Path) -> Path:
@@ -107,15 +112,7 @@ def _shown(path: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status: 0 done, 1 it failed, 2 a mistake in the arguments."""
-    parser = get_args_parser()
-    given: dict[str, Any] = vars(parser.parse_args(argv))
-    ensemble = given.pop("ensemble", None)
-
-    def command() -> int:
-        run(TrainConfig(**given) if ensemble is None else TrainConfig(**given, name=ensemble), ensemble is not None)
-        return 0
-
-    return exit_status(parser, command)
+    return run_command(get_args_parser(), run, argv)
 
 
 if __name__ == "__main__":

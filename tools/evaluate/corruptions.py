@@ -53,9 +53,6 @@ def corrupt(images: torch.Tensor, name: str, strength: int, seed: int = SEED) ->
     return spoilt.clamp(0, 1).mul(255).round().to(torch.uint8).squeeze(1)
 
 
-# noise
-
-
 def shot_noise(images: Images, photons: float, generator: torch.Generator) -> Images:
     """Each pixel counts photons, which arrive at random."""
     return torch.poisson(images * photons, generator) / photons
@@ -65,9 +62,6 @@ def impulse_noise(images: Images, share: float, generator: torch.Generator) -> I
     """A share of the pixels turns black or white, as often the one as the other."""
     draws = torch.rand(images.shape, generator=generator)
     return torch.where(draws < share / 2, 0.0, torch.where(draws > 1 - share / 2, 1.0, images))
-
-
-# blur
 
 
 def gaussian_blur(images: Images, sigma: float, generator: torch.Generator) -> Images:
@@ -114,9 +108,6 @@ def motion_blur(images: Images, values: tuple[int, float], generator: torch.Gene
     return smeared / weights
 
 
-# geometry: each image one way or the other, by its own draw
-
-
 def _affine(
     images: Images,
     angle: float = 0.0,
@@ -159,9 +150,6 @@ def scale(images: Images, factor: float, generator: torch.Generator) -> Images:
     return _affine(images, scale=factor)
 
 
-# light
-
-
 def brightness(images: Images, added: float, generator: torch.Generator) -> Images:
     """Every pixel brighter. Draws nothing."""
     return (images + added).clamp(max=1)
@@ -178,9 +166,6 @@ def stripe(images: Images, columns: int, generator: torch.Generator) -> Images:
     outside = torch.ones(SIZE, dtype=torch.bool)
     outside[columns : SIZE - columns] = False
     return torch.where(outside, 1 - images, images)
-
-
-# weather and dirt
 
 
 def fog(images: Images, values: tuple[float, float], generator: torch.Generator) -> Images:
@@ -227,9 +212,6 @@ def spatter(images: Images, share: float, generator: torch.Generator) -> Images:
     noise = gaussian_blur(torch.randn(images.shape, generator=generator), SPOT, generator)
     threshold = noise.flatten(1).quantile(1 - share, dim=1).view(-1, 1, 1, 1)
     return torch.where(noise > threshold, MUD, images)
-
-
-# lines drawn over the digit
 
 
 def dotted_line(images: Images, lines: int, generator: torch.Generator) -> Images:

@@ -65,9 +65,6 @@ def find_mistakes(log_probabilities: torch.Tensor, labels: torch.Tensor) -> list
     ]
 
 
-# calibration: whether, of the images that a network is 90 % sure of, 90 % are right
-
-
 def expected_calibration_error(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
     """ECE in percent: how far confidence and accuracy lie apart, over 15 bins of equal width, weighted by their images.
 
@@ -130,9 +127,6 @@ def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> fl
 
     bounds = [math.log(temperature) for temperature in TEMPERATURES]
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
-
-
-# saliency
 
 
 def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from common.cli import OneLineParser, exit_status
+from common.cli import OneLineParser, run_command
 from common.files import PROJECT_DIR, RunFiles, UsageError
 from model_strategy import known_models
 
@@ -58,9 +58,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status: 0 done, 1 a file was refused or could not be written, 2 a mistake."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
-    return exit_status(parser, lambda: run(args))
+    return run_command(get_args_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -79,9 +79,6 @@ class Format:
     read_metadata: Callable[[bytes], Metadata]
 
 
-# ONNX
-
-
 def build_onnx(module: Deployed, calibration: torch.Tensor | None) -> Callable[[Metadata], bytes]:
     """By torch's exporter; int8 by ONNX Runtime's static quantisation: weights per channel, activations per tensor."""
     exported = torch.onnx.export(
@@ -157,9 +154,6 @@ def load_onnx(contents: bytes) -> Runner:
 def onnx_metadata(contents: bytes) -> Metadata:
     """What ``build_onnx`` was given."""
     return {entry.key: entry.value for entry in onnx.load_from_string(contents).metadata_props}
-
-
-# ExecuTorch
 
 
 def build_executorch(module: Deployed, calibration: torch.Tensor | None) -> Callable[[Metadata], bytes]:

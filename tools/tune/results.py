@@ -111,9 +111,6 @@ def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[
         file.write("\n".join(parts).encode())
 
 
-# the best settings against the specification's, on seeds that neither was chosen with
-
-
 def recipes_to_compare(best: FrozenTrial) -> dict[str, dict[str, Any]]:
     """The settings of the trial ``best``, and the specification's for as many epochs of the same network and images."""
     tuned = best.user_attrs["settings"]

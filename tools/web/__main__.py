@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from common.cli import OneLineParser, exit_status
+from common.cli import OneLineParser, run_command
 from common.files import UsageError
 
 TRIED_PORTS = 100
@@ -74,18 +74,17 @@ def _bound(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
+    return run_command(get_args_parser(), run, argv)
 
-    def command() -> int:
-        with listen(args.host, args.port) as listener:
-            return serve(listener, args.host, args.output_dir, args.data_dir)
 
-    return exit_status(parser, command)
+def run(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    with listen(args.host, args.port) as listener:
+        return serve(listener, args.host, args.output_dir, args.data_dir)
 
 
 def serve(listener: socket.socket, host: str, output_dir: str | None, data_dir: str | None) -> int:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C, what ``listener`` hears."""
     import uvicorn
 
     from tools.web.app import create_app

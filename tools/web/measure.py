@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from common.cli import OneLineParser, check_at_least, exit_status
+from common.cli import OneLineParser, check_at_least, run_command
 from common.files import PROJECT_DIR
 from tools.browser import DIGITS, ask, chromium, connected, draw, serving
 from visualization import load_metrics_json
@@ -34,8 +34,6 @@ CANVAS = 280  # pixels; the page's drawing, and ten times MNIST's 28
 STROKE = 9  # pixels: what a thicker or thinner stroke gains or loses, 0.9 of MNIST's
 SEED = 0
 Canvas = NDArray[np.uint8]
-
-# drawings
 
 
 def drawn(digit: Canvas, scale: float = 1.0) -> Canvas:
@@ -115,9 +113,6 @@ def drawings(args: argparse.Namespace) -> int:
     for variation, row in {**found, "all": means}.items():
         print(f"{variation:<22}" + "".join(f"{accuracy:>16.2f}" for accuracy in row.values()))
     return 0
-
-
-# strokes, clients, watched
 
 
 def strokes(args: argparse.Namespace) -> int:
@@ -240,9 +235,6 @@ def _train(folder: str, name: str, epochs: int) -> tuple[float, float]:
     return found["train_images"] / found["epoch_seconds"][-1], began
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def get_args_parser() -> argparse.ArgumentParser:
     """The subcommands and their flags."""
     parser = OneLineParser(description="What the page is held to, measured.", allow_abbrev=False)
@@ -266,15 +258,14 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
+    return run_command(get_args_parser(), run, argv, failures=(OSError, RuntimeError))
 
-    def command() -> int:
-        check_at_least(args, count=1, rounds=1, epochs=1, seconds=3)
-        status: int = args.run(args)
-        return status
 
-    return exit_status(parser, command, failures=(OSError, RuntimeError))
+def run(args: argparse.Namespace) -> int:
+    """The subcommand that the arguments name."""
+    check_at_least(args, count=1, rounds=1, epochs=1, seconds=3)
+    status: int = args.run(args)
+    return status
 
 
 if __name__ == "__main__":
