@@ -1,7 +1,8 @@
 """Better settings for a network on a data set: ``python -m tools.tune``, or ``main`` from a script.
 
 space.py     what is searched, and a trial's draw from it
-storage.py   the study and its database
+study.py     a study from its start to what it leaves
+storage.py   the study's database
 worker.py    a process that takes trials and trains them
 workers.py   this machine's workers, from outside
 results.py   tables, the best settings as a file, the report, the confirmation

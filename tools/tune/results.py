@@ -1,20 +1,20 @@
 """What a study leaves: the best settings as a file for ``main.py --config``, tables, plots, a confirmation."""
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
+import plotly.io
+from optuna import visualization
+from optuna.trial import FrozenTrial
 
 from common.files import atomic_write
+from tools.intervals import mean_and_interval
 from tools.tune.worker import finished
 from training.config import TrainConfig, read_config_file
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
 
 # Of the report: the slices are wider than a window, and scroll.
 STYLE = """body { font-family: sans-serif; margin: 2em } div { overflow-x: auto }
@@ -73,10 +73,6 @@ def write_settings(path: Path, study: optuna.Study, best: FrozenTrial, data_dir:
 
 def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[Sequence[str]]]) -> None:
     """Write one page with ``tables`` and Optuna's plots of the study, which opens without a network."""
-    import optuna
-    import plotly.io
-    from optuna import visualization
-
     name, best = "validation accuracy [%]", best_trials(study)
     better = best[: max(len(best) // 2, 2)]
     study_of_better = optuna.create_study(direction="maximize")
@@ -132,8 +128,6 @@ def queue_seeds(study: optuna.Study, seeds: Sequence[int]) -> None:
 
 def confirmation_table(study: optuna.Study, seeds: Sequence[int]) -> list[list[str]]:
     """A row a recipe: mean and standard deviation on validation and test images, n; and the difference."""
-    from tools.intervals import mean_and_interval
-
     accuracies: dict[tuple[str, int], tuple[float, float]] = {}
     for trial in best_trials(study):
         accuracies[trial.params["recipe"], trial.params["seed"]] = trial.value or 0.0, trial.user_attrs["test_accuracy"]

@@ -1,19 +1,16 @@
 """The database of a study: opened, told in one line what it refuses, and Optuna kept quiet."""
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
+import sqlalchemy
 
 from common.files import CommandError, UsageError
 from training.config import fields_in
-
-if TYPE_CHECKING:
-    import optuna
-    import sqlalchemy
 
 # A worker says that it lives every so often; one that was not heard of for so long is dead, and its trial goes to
 # another. In seconds.
@@ -29,8 +26,6 @@ class TuneError(CommandError):
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Leave out what Optuna says of every trial, of features that may still change, and of plots of few trials."""
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -44,8 +39,6 @@ def shown(url: str) -> str:
     Raises:
         UsageError: it is none.
     """
-    import sqlalchemy
-
     try:
         return sqlalchemy.make_url(url).render_as_string(hide_password=True)
     except sqlalchemy.exc.ArgumentError:
@@ -62,9 +55,6 @@ def storage_errors(url: str) -> Iterator[None]:
     Raises:
         TuneError: it does not answer, or does not do what it is asked to.
     """
-    import optuna
-    import sqlalchemy
-
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -77,9 +67,6 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     Raises:
         UsageError: it is no database's URL, or this Python has no driver for it.
     """
-    import optuna
-    import sqlalchemy
-
     # SQLite has one writer at a time: wait for it. A connection to a server may have been cut meanwhile.
     is_file = shown(url).startswith("sqlite")
     try:
@@ -103,7 +90,6 @@ def _write_alone(engine: sqlalchemy.Engine) -> None:
     Optuna takes a queued trial by SELECT ... FOR UPDATE, then UPDATE. SQLite has no FOR UPDATE, and Python's driver
     begins a transaction at the UPDATE: two workers could take the same trial.
     """
-    import sqlalchemy
 
     def leave_transactions_alone(connection: sqlite3.Connection, record: object) -> None:
         connection.isolation_level = None
@@ -132,8 +118,6 @@ def open_study(storage: optuna.storages.RDBStorage, name: str, recipe: dict[str,
     Raises:
         UsageError: its trials are of another recipe.
     """
-    import optuna
-
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get("recipe", recipe)
     other = [

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+import optuna
+from optuna.trial import FrozenTrial
+
 from common.cli import silent
 from common.files import CommandError, UsageError
 from tools.tune.space import suggest
@@ -26,9 +29,6 @@ from tools.tune.storage import GRACE, open_storage, quiet, storage_errors
 from training.config import TrainConfig
 
 if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
-
     from common.results import Metrics
     from imports import nn
 
@@ -93,8 +93,6 @@ class Worker:
     """Takes trials of a study, one after the other."""
 
     def __init__(self, job: Job, stop_requested: Callable[[], bool]) -> None:
-        import optuna
-
         self.job, self.stop_requested = job, stop_requested
         self.storage = open_storage(job.storage)
         # TPE: best of Optuna's samplers where settings depend on each other, some exist only with others, and there are
@@ -117,8 +115,6 @@ class Worker:
 
     def run(self) -> None:
         """Work until the study is done, and no trial of it is under way anywhere."""
-        import optuna
-
         from training.run import StoppedError
 
         objective = self.search if self.job.trials else self.confirm
@@ -143,8 +139,6 @@ class Worker:
 
     def fail_never_begun(self) -> None:
         """Give up trials whose worker died between taking them and its first heartbeat, which Optuna does not see."""
-        import optuna
-
         running = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
         unsigned = [
             trial.number for trial in running if trial.user_attrs.get("worker", {}).get("trial") != trial.number
@@ -170,7 +164,6 @@ class Worker:
 
     def search(self, trial: optuna.Trial) -> float:
         """Train with settings that the sampler chooses. Returns the validation accuracy in percent."""
-        import optuna
 
         def report(metrics: Metrics) -> None:
             accuracies = metrics["val_acc"]
@@ -205,8 +198,6 @@ class Worker:
         self, trial: optuna.Trial, settings: dict[str, Any], after_epoch: Callable[[Metrics], None]
     ) -> tuple[float, nn.Module]:
         """Train once without the test set. Returns the last epoch's validation accuracy in percent and the network."""
-        import optuna
-
         from training.machine import resolve_device
         from training.report import TrainingError
         from training.setup import prepare_run

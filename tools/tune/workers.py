@@ -1,7 +1,5 @@
 """This machine's workers, from outside: started, waited for, stopped, and what they have come to told line by line."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import signal
@@ -10,16 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING
+
+import optuna
+from optuna.trial import FrozenTrial
 
 from common.files import UsageError
 from tools.tune.results import best_trials
 from tools.tune.storage import TuneError
 from tools.tune.worker import Job, finished, is_under_way, work
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
 
 
 class Workers:
