@@ -13,11 +13,9 @@ web/           the page
 
 What several of them stand on:
 
-networks.py    any run or ensemble by its name
-voting.py      how networks vote, and the network that they are together
+networks.py    any run or ensemble by its name; how networks vote
 trainings.py   trainings in processes of their own
 browser.py     the page from outside, in Chromium
-cache.py       what was read of files, until they change
 timing.py      how fast a network is
 intervals.py   how far a measured value may be from the true one
 output.py      JSON and pictures

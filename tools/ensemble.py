@@ -26,12 +26,11 @@ from model_strategy import known_models
 from tools.evaluate.measures import expected_calibration_error, fit_temperature, predict
 from tools.evaluate.report import as_input
 from tools.intervals import wilson_interval
-from tools.networks import ENSEMBLE_SCHEMA, ensemble_file, load_run
+from tools.networks import ENSEMBLE_SCHEMA, METHODS, Ensemble, ensemble_file, load_run, scale, vote
 from tools.networks import load_ensemble as load_ensemble  # to be had from here too
 from tools.output import write_json
 from tools.timing import forward_ms
 from tools.trainings import stopping_on_sigterm, train_missing
-from tools.voting import METHODS, Ensemble, scale, vote
 from training.config import TrainConfig
 from training.machine import environment
 from visualization import count_parameters, load_metrics_json

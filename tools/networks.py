@@ -5,24 +5,28 @@ rows = probabilities(network.model, images)       # of images in MNIST's form
 networks = Networks("results").all()              # every one under a folder, loaded again when its files change
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+import threading
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from common.files import DamagedFileError, RunFiles, UsageError, existing_runs
-from tools.cache import FileCache
+from common.results import OutputDir
+from data_utils import normalize
+from image_data.form import MnistImage
+from imports import F, nn, torch
+from model_strategy import get_strategy
+from tools.timing import forward_ms
+from visualization import count_parameters, load_metrics_json, load_model_params
 
-if TYPE_CHECKING:
-    from common.results import OutputDir
-    from image_data.form import MnistImage
-    from imports import nn
-    from tools.voting import Ensemble
+T = TypeVar("T")
 
 ENSEMBLE_COMMAND = "python -m tools.ensemble"
 ENSEMBLE_SCHEMA = 1
@@ -31,6 +35,7 @@ _ENSEMBLE_TYPES: dict[str, Any] = {  # in brackets: lists of such
     **{"method": str, "temperature": _NUMBER, "models": [str], "weights": [_NUMBER]},
     **{"accuracy": _NUMBER, "parameters": int, "members": [str]},
 }
+METHODS = ("soft", "hard", "weighted")  # how an ensemble votes
 NOT_ENSEMBLES = ("_metrics.json", "_evaluation.json", "_export.json")
 
 
@@ -48,9 +53,54 @@ class Network:
     @functools.cached_property
     def latency_ms(self) -> float:
         """Of one image, on this machine."""
-        from tools.timing import forward_ms
-
         return round(forward_ms(self.model), 3)
+
+
+def vote(log_probabilities: torch.Tensor, method: str, weights: Sequence[float]) -> torch.Tensor:
+    """What several networks say together.
+
+    Args:
+        log_probabilities: [M, N, 10] of M members.
+        method: ``soft``: the mean of the probabilities; ``weighted``: their mean with ``weights``; ``hard``: the share
+            of the members that chose a digit, where the mean probability decides between digits with as many votes.
+        weights: of the members, with sum 1.
+
+    Returns:
+        Log-probabilities [N, 10].
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    members = len(log_probabilities)
+    mean = log_probabilities.logsumexp(0) - math.log(members)
+    if method == "soft":
+        return mean
+    if method == "weighted":
+        of_members = torch.tensor(weights, device=mean.device).log().view(-1, 1, 1)
+        return (log_probabilities + of_members).logsumexp(0)
+    if method == "hard":
+        votes = F.one_hot(log_probabilities.argmax(2), log_probabilities.shape[2]).sum(0)
+        return ((votes + mean.exp()) / (members + 1)).log()  # less than a vote more
+    raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
+
+
+def scale(log_probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The log-probabilities [N, 10] at ``temperature``: above 1 less sure, below 1 more; the digits stay the same."""
+    return F.log_softmax(log_probabilities / temperature, dim=1)
+
+
+class Ensemble(nn.Module):
+    """[N, 1, 28, 28] normalised images -> [N, 10] log-probabilities of all members' vote, in evaluation mode."""
+
+    def __init__(self, members: Sequence[nn.Module], method: str, weights: Sequence[float], temperature: float) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.method, self.weights, self.temperature = method, list(weights), temperature
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        said = vote(torch.stack([member(images) for member in self.members]), self.method, self.weights)
+        return scale(said, self.temperature)
 
 
 def load_network(name: str, output_dir: OutputDir = None, kind: str | None = None, model: str | None = None) -> Network:
@@ -64,8 +114,6 @@ def load_network(name: str, output_dir: OutputDir = None, kind: str | None = Non
         UsageError: the name is not allowed, there is no such run or ensemble, or its weights are another network's.
         DamagedFileError: its files are damaged.
     """
-    from visualization import count_parameters, load_metrics_json
-
     files = RunFiles(name, output_dir)
     if kind is None:
         kind = "ensemble" if ensemble_file(files).is_file() and not files.metrics.is_file() else "network"
@@ -92,9 +140,6 @@ def load_run(model: str, name: str, output_dir: OutputDir = None) -> nn.Module:
         DamagedFileError: its weights are damaged, or no such network is registered.
         RuntimeError: they are another network's.
     """
-    from model_strategy import get_strategy
-    from visualization import load_model_params
-
     try:
         network = get_strategy(model).build()
     except ValueError as error:  # one that was registered in a script
@@ -113,8 +158,6 @@ def load_ensemble(name: str = "ensemble", output_dir: OutputDir = None) -> Ensem
 
 
 def _ensemble_of(facts: dict[str, Any], output_dir: OutputDir) -> Ensemble:
-    from tools.voting import Ensemble
-
     named = zip(facts["models"], facts["members"], strict=True)
     members = [load_run(model, member, output_dir) for model, member in named]
     return Ensemble(members, facts["method"], facts["weights"], float(facts["temperature"]))
@@ -145,8 +188,6 @@ def read_ensemble(files: RunFiles) -> dict[str, Any]:
 
 
 def _check_ensemble(facts: Any) -> None:
-    from tools.voting import METHODS
-
     if not isinstance(facts, dict) or facts.get("kind") != "ensemble":
         raise ValueError("it is of another kind")
     wrong = [key for key, kind in _ENSEMBLE_TYPES.items() if not _is_a(facts.get(key), kind)]
@@ -162,6 +203,33 @@ def _is_a(value: Any, kind: Any) -> bool:
     if isinstance(kind, list):
         return isinstance(value, list) and all(isinstance(item, kind[0]) for item in value)
     return isinstance(value, kind)
+
+
+class FileCache(Generic[T]):
+    """What was read or made of files, kept until one of them changes.
+
+    Safe to use from several threads; what one of them makes the others wait for.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, tuple[list[tuple[int, int] | None], T]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, files: Iterable[Path], make: Callable[[], T]) -> T:
+        """What ``make`` returned for ``key``: called anew when one of ``files`` is another one than it was then."""
+        stamps = [_stamp(path) for path in files]
+        with self._lock:
+            if key not in self._kept or self._kept[key][0] != stamps:
+                self._kept[key] = stamps, make()
+            return self._kept[key][1]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def known_ensembles(output_dir: str | None = None) -> list[str]:
@@ -243,11 +311,6 @@ class Networks:
 
 def probabilities(network: nn.Module, images: Sequence[MnistImage]) -> list[list[float]]:
     """What ``network`` makes of images in MNIST's form: the ten classes' probabilities, an image a row."""
-    import numpy as np
-
-    from data_utils import normalize
-    from imports import torch
-
     batch = normalize(torch.from_numpy(np.stack(images)).unsqueeze(1).float())
     with torch.inference_mode():
         rows: list[list[float]] = network(batch).exp().tolist()

@@ -4,20 +4,13 @@ python -m tools.predict seven.png
 python -m tools.predict scans/*.png --name mnist_model_3
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.cli import OneLineParser, run_command
 from common.files import RunFiles, UsageError
-from tools.networks import load_network, probabilities
-
-if TYPE_CHECKING:
-    from image_data.form import MnistImage
 
 DEFAULT_RUN = "mnist_model_1"
 
@@ -47,7 +40,8 @@ def predict_files(args: argparse.Namespace) -> int:
         if not Path(path).is_file():
             raise UsageError(f"{path} is no file")
     RunFiles(args.name, args.output_dir)  # checks the name before torch is loaded
-    from image_data.form import EmptyImageError, ImageError, read_grey, to_mnist
+    from image_data.form import EmptyImageError, ImageError, MnistImage, read_grey, to_mnist
+    from tools.networks import load_network, probabilities
 
     digits: list[MnistImage | None] = []
     for path in paths:

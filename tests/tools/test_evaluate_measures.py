@@ -17,7 +17,7 @@ from tools.evaluate.measures import (
 )
 from tools.evaluate.report import as_input, calibration
 from tools.intervals import wilson_interval
-from tools.voting import scale
+from tools.networks import scale
 from visualization import load_model_params
 
 CPU = torch.device("cpu")

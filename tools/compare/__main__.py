@@ -12,29 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import OneLineParser, exit_status
+from common.cli import OneLineParser, run_command
 from common.files import RunFiles, UsageError, atomic_write
-from tools.compare.comparer import Comparer, RunRow
-from tools.compare.page import comparison_html
-
-
-def print_table(rows: Sequence[RunRow]) -> None:
-    """The table as text."""
-
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    width = max(len(row.name) for row in rows)
-    print(
-        f"{'run':<{width}} {'accuracy':>9} {'parameters':>10} {'bytes':>8} {'epochs':>6} {'seconds':>8} {'ms/image':>8}"
-        "  status"
-    )
-    for row in rows:
-        print(
-            f"{row.name:<{width}} {shown(row.accuracy, '.2f'):>8}% {row.parameters:>10,} {shown(row.bytes, ','):>8}"
-            f" {shown(row.epochs, 'd'):>6} {shown(row.seconds, '.1f'):>8} {shown(row.latency_ms, '.2f'):>8}"
-            f"  {row.status}"
-        )
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -49,24 +28,24 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
+    return run_command(get_args_parser(), compare_and_write, argv)
+
+
+def compare_and_write(args: argparse.Namespace) -> int:
+    """Print the table of the runs that are named and write the file."""
     path = args.output or RunFiles("any", args.output_dir).metrics.with_name("comparison.html")
-    return exit_status(parser, lambda: compare_and_write(args.names or None, path, args.output_dir, args.data_dir))
-
-
-def compare_and_write(names: Sequence[str] | None, path: Path, output_dir: str | None, data_dir: str | None) -> int:
-    """Print the table of ``names`` and write the file."""
     if not path.parent.is_dir():
         raise UsageError(f"output: the folder {path.parent} does not exist")
     if path.is_dir():
         raise UsageError(f"output: {path} is a folder")
-    for name in names or ():
+    for name in args.names:
         RunFiles(name)  # checks the names before torch is loaded
     from imports import torch
+    from tools.compare.comparer import Comparer
+    from tools.compare.page import comparison_html, print_table
 
     torch.set_num_threads(1)  # one image is too little work to share
-    comparison = Comparer(output_dir, data_dir).compare(names)
+    comparison = Comparer(args.output_dir, args.data_dir).compare(args.names or None)
     for problem in comparison.problems:
         print(f"Note: left out: {problem}", file=sys.stderr)
     if not comparison.rows:

@@ -1,21 +1,17 @@
 """The comparison of the runs under a folder, as data."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.cli import silent
 from common.files import DamagedFileError, RunFiles, UsageError
+from common.results import Metrics
 from tools.compare.sources import MetricsCache, batches_per_epoch, mnist_test_digits, status_of
 from tools.networks import ENSEMBLE_COMMAND, Networks, ensemble_file, known_ensembles, read_ensemble
-
-if TYPE_CHECKING:
-    from common.results import Metrics
 
 SCHEMA = 1
 CURVES = ("train_losses", "learning_rates", "train_acc", "test_losses", "test_acc", "val_losses", "val_acc")

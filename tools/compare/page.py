@@ -1,13 +1,33 @@
-"""The comparison as one HTML file, drawn by the page's own script."""
+"""The comparison as a table, and as one HTML file, drawn by the page's own script."""
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from common.files import PROJECT_DIR
-from tools.compare.comparer import Comparison
+from tools.compare.comparer import Comparison, RunRow
 
 STATIC = PROJECT_DIR / "tools" / "web" / "static"
+
+
+def print_table(rows: Sequence[RunRow]) -> None:
+    """The table as text."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    width = max(len(row.name) for row in rows)
+    print(
+        f"{'run':<{width}} {'accuracy':>9} {'parameters':>10} {'bytes':>8} {'epochs':>6} {'seconds':>8} {'ms/image':>8}"
+        "  status"
+    )
+    for row in rows:
+        print(
+            f"{row.name:<{width}} {shown(row.accuracy, '.2f'):>8}% {row.parameters:>10,} {shown(row.bytes, ','):>8}"
+            f" {shown(row.epochs, 'd'):>6} {shown(row.seconds, '.1f'):>8} {shown(row.latency_ms, '.2f'):>8}"
+            f"  {row.status}"
+        )
 
 
 def comparison_html(comparison: Comparison) -> str:

@@ -1,20 +1,18 @@
 """What is compared: the runs' metrics and MNIST's test digits, each read again only when a file changed."""
 
-from __future__ import annotations
-
 import functools
 import math
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.cli import silent
 from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, existing_runs
-from tools.cache import FileCache
-from tools.networks import is_a_name
-
-if TYPE_CHECKING:
-    from common.results import Metrics
+from common.results import Metrics
+from data_utils import load_images
+from image_data.fetch import DataError, is_there
+from tools.networks import FileCache, is_a_name
+from visualization import load_metrics_json
 
 MNIST_TRAIN_IMAGES = 60_000
 
@@ -36,8 +34,6 @@ class MetricsCache:
         return self._read.get(name, [files.metrics], functools.partial(self._load, name))
 
     def _load(self, name: str) -> Metrics | str:
-        from visualization import load_metrics_json
-
         try:
             return load_metrics_json(name, self.output_dir)
         except (DamagedFileError, OSError) as error:
@@ -86,9 +82,6 @@ def mnist_test_digits(data_dir: str | None = None) -> Any:
 
 
 def _read(folder: Path) -> Any:
-    from data_utils import load_images
-    from image_data.fetch import DataError, is_there
-
     if not is_there(folder):
         return None  # to fetch them is for the training command
     try:

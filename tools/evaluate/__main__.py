@@ -10,12 +10,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.cli import OneLineParser, run_command
 from common.files import UsageError
-from tools.networks import Network, load_network
-from tools.output import write_figure
 from training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from tools.networks import Network
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -35,13 +37,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load(config: TrainConfig, ensemble: bool) -> Network:
+def load(config: TrainConfig, ensemble: bool) -> "Network":
     """The network to measure.
 
     Raises:
         UsageError: there is no such run or ensemble, or it is not finished.
         DamagedFileError: a file of it is damaged, or its network is not registered.
     """
+    from tools.networks import load_network
+
     try:
         network = load_network(config.run_name, config.output_dir, "ensemble" if ensemble else "network")
     except UsageError as error:
@@ -61,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     config = TrainConfig(**settings)
     from data_utils import load_images, split_indices
     from imports import nn, torch
-    from tools.voting import Ensemble
+    from tools.networks import Ensemble
     from training.machine import keep_freed_memory, resolve_device
     from training.native import with_kernels
 
@@ -83,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from common.results import save_json
     from tools.evaluate.figures import all_figures
     from tools.evaluate.report import evaluate_network, print_evaluation
+    from tools.output import write_figure
 
     files = config.files
     files.make_folders()

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_utils import EVAL_BATCH_SIZE
 from imports import F, nn, torch
-from tools.voting import scale
+from tools.networks import scale
 
 CLASSES = 10
 CALIBRATION_BINS = 15  # as in Guo et al. 2017

@@ -19,7 +19,7 @@ from tools.evaluate.measures import (
     reliability_bins,
 )
 from tools.intervals import wilson_interval
-from tools.voting import scale
+from tools.networks import scale
 from training.machine import environment
 from visualization import count_parameters
 
