@@ -72,6 +72,16 @@ def _flush_folder(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
+class _FileOfRun:
+    """A property of ``RunFiles``: the path of this form under the root, with the run's name in it."""
+
+    form: str
+
+    def __get__(self, files: "RunFiles", owner: object = None) -> Path:
+        return files.root / self.form.format(files.name)
+
+
+@dataclass(frozen=True)
 class RunFiles:
     """The files of the run ``name`` under ``output_dir`` (None: the project itself).
 
@@ -93,41 +103,15 @@ class RunFiles:
     def root(self) -> Path:
         return PROJECT_DIR if self.output_dir is None else Path(self.output_dir)
 
-    @property
-    def params(self) -> Path:
-        return self.root / "outputs" / f"{self.name}_params.pth"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "outputs" / f"{self.name}_metrics.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.root / "outputs" / f"{self.name}_checkpoint.pth"
-
-    @property
-    def previous_checkpoint(self) -> Path:
-        return self.root / "outputs" / f"{self.name}_checkpoint_before.pth"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "outputs" / f".{self.name}.lock"
-
-    @property
-    def log(self) -> Path:
-        return self.root / "outputs" / f"{self.name}.log"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "outputs" / "tensorboard" / self.name
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summaries" / f"{self.name}_summary.txt"
-
-    @property
-    def plot(self) -> Path:
-        return self.root / "plots" / f"{self.name}.png"
+    params = _FileOfRun("outputs/{}_params.pth")
+    metrics = _FileOfRun("outputs/{}_metrics.json")
+    checkpoint = _FileOfRun("outputs/{}_checkpoint.pth")
+    previous_checkpoint = _FileOfRun("outputs/{}_checkpoint_before.pth")
+    lock = _FileOfRun("outputs/.{}.lock")
+    log = _FileOfRun("outputs/{}.log")
+    tensorboard = _FileOfRun("outputs/tensorboard/{}")
+    summary = _FileOfRun("summaries/{}_summary.txt")
+    plot = _FileOfRun("plots/{}.png")
 
     def make_folders(self) -> None:
         """Create the three folders and make sure that files can be written into them.

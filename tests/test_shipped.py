@@ -15,8 +15,7 @@ from common.files import PROJECT_DIR, RunFiles
 from imports import torch
 from model_strategy import get_strategy
 from tools.ensemble import load_ensemble
-from tools.evaluate.measures import predict
-from tools.evaluate.report import as_input
+from tools.evaluate.measures import as_input, predict
 from training.config import TrainConfig, fields_in
 from visualization import count_parameters, load_metrics_json, load_model_params, metrics_figure, model_summary
 

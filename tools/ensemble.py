@@ -23,8 +23,7 @@ from common.files import RunFiles, UsageError
 from data_utils import load_images, split_indices
 from imports import F, nn, torch
 from model_strategy import known_models
-from tools.evaluate.measures import expected_calibration_error, fit_temperature, predict
-from tools.evaluate.report import as_input
+from tools.evaluate.measures import as_input, expected_calibration_error, fit_temperature, predict
 from tools.intervals import wilson_interval
 from tools.networks import ENSEMBLE_SCHEMA, METHODS, Ensemble, ensemble_file, load_run, scale, vote
 from tools.networks import load_ensemble as load_ensemble  # to be had from here too

@@ -14,8 +14,7 @@ from main import main as train
 from model_strategy import get_strategy
 from tools.evaluate.__main__ import main
 from tools.evaluate.corruptions import CORRUPTIONS, corrupt
-from tools.evaluate.measures import confusion_matrix, fit_temperature, predict
-from tools.evaluate.report import as_input, mean_corrupted_accuracy
+from tools.evaluate.measures import as_input, confusion_matrix, fit_temperature, mean_corrupted_accuracy, predict
 from tools.intervals import wilson_interval
 from visualization import load_metrics_json, load_model_params, save_metrics_json
 

@@ -6,8 +6,7 @@ from imports import nn, torch
 from model_strategy import get_strategy
 from tools.evaluate import corruptions
 from tools.evaluate.corruptions import CORRUPTIONS, corrupt
-from tools.evaluate.measures import predict
-from tools.evaluate.report import as_input
+from tools.evaluate.measures import as_input, predict
 from visualization import load_model_params
 
 CPU = torch.device("cpu")

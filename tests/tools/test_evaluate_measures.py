@@ -6,6 +6,8 @@ from data_utils import normalize
 from imports import F, nn, torch
 from model_strategy import get_strategy
 from tools.evaluate.measures import (
+    as_input,
+    calibration,
     confusion_matrix,
     expected_calibration_error,
     find_mistakes,
@@ -15,7 +17,6 @@ from tools.evaluate.measures import (
     predict,
     reliability_bins,
 )
-from tools.evaluate.report import as_input, calibration
 from tools.intervals import wilson_interval
 from tools.networks import scale
 from visualization import load_model_params

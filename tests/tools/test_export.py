@@ -22,8 +22,8 @@ from data_utils import load_images
 from imports import torch
 from model_strategy import get_strategy
 from tools.export import __main__ as export
+from tools.export.files import ROUNDS, measure_latency
 from tools.export.formats import FORMATS, MAX_BATCH
-from tools.export.results import ROUNDS, measure_latency
 from visualization import load_model_params, save_model_params
 
 NAMES = ["mnist_model_1", "mnist_model_2", "mnist_model_3"]

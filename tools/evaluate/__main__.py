@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
     from common.results import save_json
     from tools.evaluate.figures import all_figures
-    from tools.evaluate.report import evaluate_network, print_evaluation
+    from tools.evaluate.measures import evaluate_network, print_evaluation
     from tools.output import write_figure
 
     files = config.files

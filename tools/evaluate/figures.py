@@ -4,8 +4,7 @@ from typing import Any
 
 from imports import Figure, nn, torch
 from tools.evaluate.corruptions import corrupt
-from tools.evaluate.measures import CLASSES, integrated_gradients
-from tools.evaluate.report import STRENGTHS, as_input, mean_corrupted_accuracy
+from tools.evaluate.measures import CLASSES, STRENGTHS, as_input, integrated_gradients, mean_corrupted_accuracy
 from tools.intervals import wilson_interval
 
 GALLERY = 60  # mistakes that the gallery shows at most

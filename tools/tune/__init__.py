@@ -3,8 +3,7 @@
 space.py     what is searched, and a trial's draw from it
 study.py     a study from its start to what it leaves
 storage.py   the study's database
-worker.py    a process that takes trials and trains them
-workers.py   this machine's workers, from outside
+workers.py   processes that take trials and train them
 results.py   tables, the best settings as a file, the report, the confirmation
 """
 

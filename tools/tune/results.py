@@ -13,18 +13,12 @@ from optuna.trial import FrozenTrial
 
 from common.files import atomic_write
 from tools.intervals import mean_and_interval
-from tools.tune.worker import finished
+from tools.tune.workers import best_trials, finished
 from training.config import TrainConfig, read_config_file
 
 # Of the report: the slices are wider than a window, and scroll.
 STYLE = """body { font-family: sans-serif; margin: 2em } div { overflow-x: auto }
 td { padding: .15em .8em; text-align: right } td:first-child { text-align: left }"""
-
-
-def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that were trained to the end, best first; of equal ones the first."""
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    return sorted(complete, key=lambda trial: trial.value or 0.0, reverse=True)
 
 
 def trial_table(trials: Sequence[FrozenTrial], space: Mapping[str, Any]) -> list[list[str]]:

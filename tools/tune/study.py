@@ -8,7 +8,6 @@ from typing import Any
 from common.files import RunFiles
 from image_data.fetch import ensure_mnist, sha256_of
 from tools.tune.results import (
-    best_trials,
     confirmation_table,
     print_table,
     queue_seeds,
@@ -19,8 +18,7 @@ from tools.tune.results import (
 )
 from tools.tune.space import starting_point
 from tools.tune.storage import ELSEWHERE, TuneError, open_storage, open_study, quiet, storage_errors
-from tools.tune.worker import CONFIRM_SEED, Job
-from tools.tune.workers import Progress, run_workers
+from tools.tune.workers import CONFIRM_SEED, Job, Progress, best_trials, run_workers
 from training.config import TrainConfig
 
 SHOWN = 8  # trials in the table
