@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from imports import torch
+import imports
 
 GRID = 5  # control points of an elastic deformation, along each side
 
@@ -46,7 +44,7 @@ class Policy:
         }
         return [(name, count) for name, (count, is_used) in wanted.items() if is_used]
 
-    def split(self, draws: torch.Tensor) -> dict[str, torch.Tensor]:
+    def split(self, draws: imports.torch.Tensor) -> dict[str, imports.torch.Tensor]:
         """``draws`` [N, self.draws] as what each part of the policy takes."""
         parts = self._parts()
         return dict(zip((name for name, _ in parts), draws.split([count for _, count in parts], dim=1), strict=True))

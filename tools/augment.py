@@ -14,29 +14,24 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import imports
 from common.cli import OneLineParser, run_command
 from common.files import PROJECT_DIR, UsageError
 from image_data.policies import POLICIES, Policy, get_policy
 from tools.output import write_figure
 
-if TYPE_CHECKING:
-    from imports import Figure, torch
-
 TIMED_BATCHES, BATCH_SIZE = 50, 128
 
 
-def contact_sheet(originals: torch.Tensor, drawn: Sequence[torch.Tensor], title: str) -> Figure:
+def contact_sheet(originals: imports.torch.Tensor, drawn: Sequence[imports.torch.Tensor], title: str) -> imports.Figure:
     """A row an image: the original, then its draws.
 
     Args:
         originals: grey levels 0-255 [N, 1, H, W].
         drawn: each of the same shape.
     """
-    from imports import Figure
-
-    figure = Figure(figsize=(0.8 * (len(drawn) + 1), 0.8 * len(originals) + 0.7), layout="constrained")
+    figure = imports.Figure(figsize=(0.8 * (len(drawn) + 1), 0.8 * len(originals) + 0.7), layout="constrained")
     panels = figure.subplots(len(originals), len(drawn) + 1, squeeze=False)
     for column, images in enumerate([originals, *drawn]):
         for panel, image in zip(panels[:, column], images, strict=True):
@@ -47,16 +42,15 @@ def contact_sheet(originals: torch.Tensor, drawn: Sequence[torch.Tensor], title:
     return figure
 
 
-def images_per_second(policy: Policy, images: torch.Tensor) -> tuple[float, float, float]:
+def images_per_second(policy: Policy, images: imports.torch.Tensor) -> tuple[float, float, float]:
     """Median, minimum and maximum over batches of 128; ``images`` are float grey levels [N, 1, H, W]."""
     from image_data.augmentation import augment
-    from imports import torch
 
     rates = []
     for _ in range(TIMED_BATCHES):
-        batch = images[torch.randint(len(images), (BATCH_SIZE,))]
+        batch = images[imports.torch.randint(len(images), (BATCH_SIZE,))]
         began = time.perf_counter()
-        augment(batch, policy, torch.rand(BATCH_SIZE, policy.draws))
+        augment(batch, policy, imports.torch.rand(BATCH_SIZE, policy.draws))
         rates.append(BATCH_SIZE / (time.perf_counter() - began))
     return statistics.median(rates), min(rates), max(rates)
 
@@ -73,21 +67,20 @@ def show(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     from data_utils import load_images
     from image_data.augmentation import augment
-    from imports import torch
 
     images, labels = load_images(args.data_dir, train=True)
     # the first of each digit, then the second of each, as far as asked for
-    order = torch.stack([(labels == digit).nonzero()[: 1 + args.digits // 10, 0] for digit in range(10)], dim=1)
+    order = imports.torch.stack([(labels == digit).nonzero()[: 1 + args.digits // 10, 0] for digit in range(10)], dim=1)
     originals = images[order.flatten()[: args.digits]].unsqueeze(1).float()
-    torch.manual_seed(args.seed)
-    drawn = [augment(originals, policy, torch.rand(len(originals), policy.draws)) for _ in range(args.draws)]
+    imports.torch.manual_seed(args.seed)
+    drawn = [augment(originals, policy, imports.torch.rand(len(originals), policy.draws)) for _ in range(args.draws)]
     strength = "" if args.strength == 1 else f", strength {args.strength:g}"
     path = args.output_dir / "plots" / f"augment_{args.policy}.png"
     write_figure(path, contact_sheet(originals, drawn, f"--augment {args.policy}{strength}"), dpi=100)
     rate, slowest, fastest = images_per_second(policy, images[:10_000].unsqueeze(1).float())
     print(
         f"{args.policy}{strength}: {rate:,.0f} images/s ({slowest:,.0f}-{fastest:,.0f}), median of {TIMED_BATCHES}"
-        f" batches of {BATCH_SIZE} on {torch.get_num_threads()} threads; {path}"
+        f" batches of {BATCH_SIZE} on {imports.torch.get_num_threads()} threads; {path}"
     )
     return 0
 

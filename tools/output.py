@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import imports
 from common.files import atomic_write
-
-if TYPE_CHECKING:
-    from imports import Figure
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -19,7 +17,7 @@ def write_json(path: Path, value: Any) -> None:
         file.write((json.dumps(value, indent=1) + "\n").encode())
 
 
-def write_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
+def write_figure(path: Path, figure: imports.Figure, dpi: int = 120) -> None:
     """Write ``figure`` to ``path`` as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:

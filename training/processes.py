@@ -12,12 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import imports
-
-if TYPE_CHECKING:
-    from imports import nn, torch
 
 # A process that waits longer than this for the others takes them for dead.
 TIMEOUT = timedelta(minutes=5)
@@ -43,7 +40,7 @@ class Processes:
         return cls(*(int(os.environ[name]) for name in names)) if "TORCHELASTIC_RUN_ID" in os.environ else cls()
 
     @contextmanager
-    def connected(self, device: torch.device) -> Iterator[None]:
+    def connected(self, device: imports.torch.device) -> Iterator[None]:
         """Meet the other processes, and part from them at the end."""
         if self.count == 1:
             yield
@@ -69,7 +66,7 @@ class Processes:
             part = whole // self.count + (self.rank < whole % self.count)
             yield part * self.count / whole
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def sum(self, tensor: imports.torch.Tensor) -> imports.torch.Tensor:
         """The sum of all processes' tensors, in place."""
         if self.count > 1:
             imports.dist.all_reduce(tensor)
@@ -83,7 +80,7 @@ class Processes:
         imports.dist.all_gather_object(values, value)
         return values
 
-    def synchronized(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def synchronized(self, model: imports.nn.Module, device: imports.torch.device) -> imports.nn.Module:
         """``model`` with rank 0's weights everywhere and gradients averaged over the processes."""
         if self.count == 1:
             return model
@@ -92,7 +89,7 @@ class Processes:
         device_ids = [device] if device.type == "cuda" else None
         return imports.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
-    def copy_buffers(self, model: nn.Module) -> None:
+    def copy_buffers(self, model: imports.nn.Module) -> None:
         """Give every process rank 0's BatchNorm statistics: those that are evaluated and saved."""
         if self.count > 1:
             for buffer in model.buffers():

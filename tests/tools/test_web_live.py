@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from forking import SECONDS
 
-from tools.compare.sources import is_alive, status_of
+from tools.compare.comparer import is_alive, status_of
 from tools.web.live import Watcher, means
 from visualization import load_metrics_json, save_metrics_json
 

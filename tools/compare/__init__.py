@@ -1,6 +1,5 @@
 """The runs beside each other: ``python -m tools.compare``.
 
 comparer.py   the comparison, as data
-sources.py    the runs' metrics, MNIST's test digits
-page.py       the comparison as one HTML file
+page.py       the comparison as a table, and as one HTML file
 """

@@ -1,21 +1,35 @@
-"""The comparison of the runs under a folder, as data."""
+"""The comparison of the runs under a folder, as data: their metrics, and MNIST's test digits."""
 
 import base64
+import functools
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from common.cli import silent
-from common.files import DamagedFileError, RunFiles, UsageError
+from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, existing_runs
 from common.results import Metrics
-from tools.compare.sources import MetricsCache, batches_per_epoch, mnist_test_digits, status_of
-from tools.networks import ENSEMBLE_COMMAND, Networks, ensemble_file, known_ensembles, read_ensemble
+from data_utils import load_images
+from image_data.fetch import DataError, is_there
+from tools.networks import (
+    ENSEMBLE_COMMAND,
+    FileCache,
+    Networks,
+    ensemble_file,
+    is_a_name,
+    known_ensembles,
+    read_ensemble,
+)
+from visualization import load_metrics_json
 
 SCHEMA = 1
 CURVES = ("train_losses", "learning_rates", "train_acc", "test_losses", "test_acc", "val_losses", "val_acc")
 MAX_DISAGREEMENTS = 200  # test images that are shown
+MNIST_TRAIN_IMAGES = 60_000
 STALE_POINTS = 0.015  # an evaluation whose accuracy is further from the run's is of other weights
 
 
@@ -241,3 +255,77 @@ class Comparer:
             if digits is not None and entry["index"] < len(digits[0]):
                 entry["pixels"] = base64.b64encode(digits[0][entry["index"]].tobytes()).decode()
         return found[:MAX_DISAGREEMENTS]
+
+
+class MetricsCache:
+    """The metrics of the runs under ``output_dir``, read again only when a file changed."""
+
+    def __init__(self, output_dir: str | None = None) -> None:
+        self.output_dir = output_dir
+        self._read: FileCache[Metrics | str] = FileCache()
+
+    def names(self) -> list[str]:
+        """The runs that there are."""
+        return [name for name in existing_runs(self.output_dir, "_metrics.json") if is_a_name(name)]
+
+    def get(self, name: str) -> Metrics | str:
+        """The metrics of a run, or one line that says why they cannot be had."""
+        files = RunFiles(name, self.output_dir)
+        return self._read.get(name, [files.metrics], functools.partial(self._load, name))
+
+    def _load(self, name: str) -> Metrics | str:
+        try:
+            return load_metrics_json(name, self.output_dir)
+        except (DamagedFileError, OSError) as error:
+            return str(error)
+
+
+def train_images(metrics: Metrics) -> int:
+    """How many images an epoch of a run has; runs before this was recorded were of MNIST."""
+    return int(metrics.get("train_images", MNIST_TRAIN_IMAGES - metrics["config"]["val_split"]))
+
+
+def batches_per_epoch(metrics: Metrics) -> int:
+    """How many batches an epoch of a run has."""
+    return math.ceil(train_images(metrics) / int(metrics["config"]["batch_size"]))
+
+
+def status_of(metrics: dict[str, Any]) -> str:
+    """The run's status; ``crashed`` if it says that it is running while its process is gone."""
+    status: str = metrics["status"]
+    return "crashed" if status == "running" and not is_alive(metrics["pid"], metrics["updated"]) else status
+
+
+def is_alive(pid: int, updated: str) -> bool:
+    """Whether the process that wrote at ``updated`` (ISO) runs still; one that began later only has its number."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return process.create_time() <= datetime.fromisoformat(updated).timestamp() + 1
+    except psutil.AccessDenied:
+        return True
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return False
+
+
+_digits: FileCache[Any] = FileCache()
+
+
+def mnist_test_digits(data_dir: str | None = None) -> Any:
+    """The test images uint8 [N, 28, 28] and labels [N] as arrays; None if they are not on this machine."""
+    folder = PROJECT_DIR / "data" if data_dir is None else Path(data_dir)
+    files = [folder / "MNIST" / "raw" / f"t10k-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+    return _digits.get(folder, files, functools.partial(_read, folder))
+
+
+def _read(folder: Path) -> Any:
+    if not is_there(folder):
+        return None  # to fetch them is for the training command
+    try:
+        images, labels = load_images(folder, train=False, log=silent)
+    except (DataError, UsageError):
+        return None
+    return images.numpy(), labels.numpy()

@@ -1,5 +1,7 @@
-"""The workers of a study: processes, here or on another machine, that take trials from its database; and from outside
-those of this machine: started, waited for, stopped, and what they have come to told line by line."""
+"""The workers of a study: processes, here or on another machine, that take trials from its database.
+
+``run_workers`` starts those of this machine, waits for them, stops them; ``Progress`` tells what they have come to.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
+import imports
 from common.cli import silent
 from common.files import CommandError, UsageError
 from tools.tune.space import suggest
 from tools.tune.storage import GRACE, TuneError, open_storage, quiet, storage_errors
 from training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from common.results import Metrics
-    from imports import nn
 
 # A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on. Not the worst
 # half, and not sooner: while the rate is high the accuracy says little of what annealing will make of it
@@ -170,7 +169,7 @@ class Worker:
     def search(self, trial: optuna.Trial) -> float:
         """Train with settings that the sampler chooses. Returns the validation accuracy in percent."""
 
-        def report(metrics: Metrics) -> None:
+        def report(metrics: dict[str, Any]) -> None:
             accuracies = metrics["val_acc"]
             trial.report(accuracies[-1], len(accuracies))
             if len(accuracies) < settings["epochs"] and trial.should_prune():
@@ -200,8 +199,8 @@ class Worker:
         return accuracy
 
     def train(
-        self, trial: optuna.Trial, settings: dict[str, Any], after_epoch: Callable[[Metrics], None]
-    ) -> tuple[float, nn.Module]:
+        self, trial: optuna.Trial, settings: dict[str, Any], after_epoch: Callable[[dict[str, Any]], None]
+    ) -> tuple[float, imports.nn.Module]:
         """Train once without the test set. Returns the last epoch's validation accuracy in percent and the network."""
         from training.machine import resolve_device
         from training.report import TrainingError

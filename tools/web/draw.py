@@ -8,7 +8,7 @@ from fastapi import APIRouter, HTTPException, Path, Request
 from pydantic import BaseModel, Field
 
 from image_data.form import MAX_BYTES, EmptyImageError, ImageError, MnistImage, TooLargeError, read_grey, to_mnist
-from tools.compare.sources import mnist_test_digits
+from tools.compare.comparer import mnist_test_digits
 from tools.networks import Network, probabilities
 from tools.web.server import Server, TheServer, problems, read_body
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from tools.compare.sources import MetricsCache, batches_per_epoch, status_of, train_images
+from tools.compare.comparer import MetricsCache, batches_per_epoch, status_of, train_images
 
 POINTS = 1000  # of a curve; each is the mean of as many batches as that takes
 RATE_SECONDS = 10.0  # what images/s looks back on
