@@ -12,17 +12,13 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from common.cli import OneLineParser, StopSignals, silent
-from common.files import DamagedFileError, UsageError
+from common.cli import OneLineParser, StopSignals, shown_path, silent
+from common.files import DamagedFileError, RunFiles, UsageError
 from training.config import TrainConfig, add_training_flags, read_config_file
 from training.processes import Processes
 from training.tensorboard_log import check_installed
-
-if TYPE_CHECKING:
-    from training.train import TrainResult
 
 # torchrun passes on a Ctrl-C that the terminal has sent to every process already
 ECHO_SECONDS = 1.0
@@ -110,7 +106,7 @@ def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Proc
         print(f"{parser.prog}: process {processes.rank} lost the others: {error}", file=sys.stderr)
         return 1
     if processes.is_main:
-        print_result(result)
+        print_result(result.metrics, result.files)
     return 0
 
 
@@ -144,20 +140,17 @@ def _how_to_go_on(config: TrainConfig, processes: Processes) -> str:
     return f"; to go on from epoch {done}: {launcher} {shlex.join(words)}"
 
 
-def print_result(result: "TrainResult") -> None:
+def print_result(metrics: dict[str, Any], files: RunFiles) -> None:
     """A short summary of a finished run, and where each of its files is."""
-    accuracies, metrics = result.metrics["test_acc"], result.metrics
+    accuracies = metrics["test_acc"]
     best = accuracies.index(max(accuracies))
     print(
         f"{metrics['name']}: {metrics['parameters']:,} parameters, test accuracy {accuracies[-1]:.2f}%"
         f" (best epoch {best}: {accuracies[best]:.2f}%), {metrics['total_seconds']:.0f} s"
         f" on {metrics['environment']['device']}"
     )
-    here = Path.cwd()
     for what in ("params", "metrics", "summary", "plot", "checkpoint", "log"):
-        path = getattr(result.files, what).resolve()
-        shown = path.relative_to(here) if path.is_relative_to(here) else path
-        print(f"  {what:<10} {shown}")
+        print(f"  {what:<10} {shown_path(getattr(files, what))}")
 
 
 if __name__ == "__main__":

@@ -104,18 +104,18 @@ def metrics_figure(metrics: Metrics) -> Figure:
     train_loss.set(title="Training loss", ylabel="negative log-likelihood", yscale="log")
     train_loss.legend(frameon=False)
 
-    test_loss.plot(epochs, test_losses, color="#d95f0e", marker="o", markersize=4, label="test")
-    if metrics.get("val_losses"):
-        test_loss.plot(epochs, metrics["val_losses"], color="#756bb1", marker="s", markersize=4, label="validation")
+    for panel, what in ((test_loss, "losses"), (test_acc, "acc")):
+        panel.plot(epochs, metrics[f"test_{what}"], color="#d95f0e", marker="o", markersize=4, label="test")
+        if metrics.get(f"val_{what}"):
+            label = "validation"
+            panel.plot(epochs, metrics[f"val_{what}"], color="#756bb1", marker="s", markersize=4, label=label)
+            panel.legend(frameon=False)
     test_loss.set(title="Test loss", ylabel="negative log-likelihood")
 
     train_acc.plot(epochs, metrics["train_acc"], color="#08519c", marker="o", markersize=4)
     train_acc.set(title="Training accuracy (augmented images, with dropout)", ylabel="accuracy [%]")
 
     accuracies = metrics["test_acc"]
-    test_acc.plot(epochs, accuracies, color="#d95f0e", marker="o", markersize=4, label="test")
-    if metrics.get("val_acc"):
-        test_acc.plot(epochs, metrics["val_acc"], color="#756bb1", marker="s", markersize=4, label="validation")
     test_acc.set(title="Test accuracy", ylabel="accuracy [%]")
     if accuracies:
         test_acc.annotate(
@@ -126,9 +126,6 @@ def metrics_figure(metrics: Metrics) -> Figure:
             ha="center",
         )
     test_acc.margins(y=0.08)
-    for panel in (test_loss, test_acc):
-        if metrics.get("val_losses"):
-            panel.legend(frameon=False)
     for panel in (train_loss, test_loss, train_acc, test_acc):
         panel.set_xlabel("epochs")
         panel.set_xlim(0, len(epochs) + 0.5)

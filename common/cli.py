@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -86,6 +87,12 @@ def check_at_least(args: argparse.Namespace, **least: int) -> None:
     for name, smallest in least.items():
         if getattr(args, name, smallest) < smallest:
             raise UsageError(f"{name}: {getattr(args, name)} is not allowed; it must be at least {smallest}")
+
+
+def shown_path(path: Path) -> Path:
+    """``path`` from the current directory, if it is under it."""
+    path, here = path.resolve(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def silent(line: str) -> None:

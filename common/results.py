@@ -12,18 +12,19 @@ import math
 import os
 import zipfile
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 from common.files import DamagedFileError, RunFiles, atomic_write, existing_runs
 from imports import nn, torch
 
 METRICS_SCHEMA = 1
-_METRICS_TYPES = {
+_METRICS_TYPES: dict[str, Any] = {
     **dict.fromkeys(("name", "model", "status", "updated"), str),
     **dict.fromkeys(("config", "environment"), dict),
     **dict.fromkeys(("parameters", "pid"), int),
-    **dict.fromkeys(("train_losses", "learning_rates", "train_acc", "epoch_seconds"), list),
-    **dict.fromkeys(("test_losses", "test_acc", "val_losses", "val_acc"), list),
+    **dict.fromkeys(("train_losses", "learning_rates", "train_acc", "epoch_seconds"), list[float]),
+    **dict.fromkeys(("test_losses", "test_acc", "val_losses", "val_acc"), list[float]),
     "total_seconds": float,
 }
 
@@ -98,15 +99,19 @@ def load_metrics_json(name: str, output_dir: OutputDir = None) -> Metrics:
         raise DamagedFileError(f"{path} is damaged: {error}") from None
     if not isinstance(metrics, dict) or metrics.get("schema") != METRICS_SCHEMA:
         raise DamagedFileError(f"{path} does not hold metrics of schema {METRICS_SCHEMA}")
-    wrong = [key for key, kind in _METRICS_TYPES.items() if not _is_a(metrics.get(key), kind)]
-    if wrong:
+    if wrong := wrong_fields(metrics, _METRICS_TYPES):
         raise DamagedFileError(f"{path} is not as the schema says: {', '.join(wrong)} missing or of another type")
     return metrics
 
 
+def wrong_fields(found: dict[str, Any], kinds: dict[str, Any]) -> list[str]:
+    """Those of ``kinds`` that are missing or of another type: float is any finite number, list[float] many."""
+    return [key for key, kind in kinds.items() if not _is_a(found.get(key), kind)]
+
+
 def _is_a(value: Any, kind: Any) -> bool:
-    if kind is list:  # of numbers, all of them here
-        return isinstance(value, list) and all(_is_a(item, float) for item in value)
+    if isinstance(kind, GenericAlias):
+        return isinstance(value, list) and all(_is_a(item, *kind.__args__) for item in value)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, kind)

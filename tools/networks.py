@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from common.files import DamagedFileError, RunFiles, UsageError, existing_runs
-from common.results import OutputDir
+from common.results import OutputDir, wrong_fields
 from data_utils import normalize
 from image_data.form import MnistImage
 from imports import F, nn, torch
@@ -30,10 +30,9 @@ T = TypeVar("T")
 
 ENSEMBLE_COMMAND = "python -m tools.ensemble"
 ENSEMBLE_SCHEMA = 1
-_NUMBER = int | float
-_ENSEMBLE_TYPES: dict[str, Any] = {  # in brackets: lists of such
-    **{"method": str, "temperature": _NUMBER, "models": [str], "weights": [_NUMBER]},
-    **{"accuracy": _NUMBER, "parameters": int, "members": [str]},
+_ENSEMBLE_TYPES: dict[str, Any] = {
+    **{"method": str, "temperature": float, "models": list[str], "weights": list[float]},
+    **{"accuracy": float, "parameters": int, "members": list[str]},
 }
 METHODS = ("soft", "hard", "weighted")  # how an ensemble votes
 NOT_ENSEMBLES = ("_metrics.json", "_evaluation.json", "_export.json")
@@ -190,19 +189,12 @@ def read_ensemble(files: RunFiles) -> dict[str, Any]:
 def _check_ensemble(facts: Any) -> None:
     if not isinstance(facts, dict) or facts.get("kind") != "ensemble":
         raise ValueError("it is of another kind")
-    wrong = [key for key, kind in _ENSEMBLE_TYPES.items() if not _is_a(facts.get(key), kind)]
-    if wrong:
+    if wrong := wrong_fields(facts, _ENSEMBLE_TYPES):
         raise ValueError(f"{', '.join(wrong)} missing or of another type")
     if facts.get("schema") != ENSEMBLE_SCHEMA or facts["method"] not in METHODS:
         raise ValueError(f"schema {facts.get('schema')!r} or method {facts['method']!r} is not known")
     if len({len(facts[key]) for key in ("members", "models", "weights")}) > 1:
         raise ValueError("it has not as many members as models and weights")
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if isinstance(kind, list):
-        return isinstance(value, list) and all(isinstance(item, kind[0]) for item in value)
-    return isinstance(value, kind)
 
 
 class FileCache(Generic[T]):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import DamagedFileError, RunFiles, UsageError, atomic_write, existing_runs
-from common.results import load_tensors
+from common.results import load_tensors, wrong_fields
 from imports import torch
 from training.config import TrainConfig, fields_in
 
@@ -20,13 +20,9 @@ CHECKPOINT_SCHEMA = 2
 # ``schema``, ``epochs_done``, ``config``, ``metrics``; the state dicts ``model``, ``optimizer``,
 # ``scheduler``; of the random generators ``data`` and, for each process, ``processes``: see Run.save_checkpoint.
 Checkpoint = dict[str, Any]
-_TYPES = {
+_TYPES: dict[str, Any] = {
     "epochs_done": int,
-    "config": dict,
-    "metrics": dict,
-    "model": dict,
-    "optimizer": dict,
-    "scheduler": dict,
+    **dict.fromkeys(("config", "metrics", "model", "optimizer", "scheduler"), dict),
     "data": torch.Tensor,
     "processes": list,
 }
@@ -82,8 +78,7 @@ def _read(path: Path) -> Checkpoint:
     state = load_tensors(path)
     if not isinstance(state, dict) or state.get("schema") != CHECKPOINT_SCHEMA:
         raise DamagedFileError(f"{path} does not hold a checkpoint of schema {CHECKPOINT_SCHEMA}")
-    wrong = [key for key, kind in _TYPES.items() if not isinstance(state.get(key), kind)]
-    if wrong:
+    if wrong := wrong_fields(state, _TYPES):
         raise DamagedFileError(f"{path} is no checkpoint: it has no {', '.join(wrong)}")
     return state
 

@@ -9,10 +9,9 @@ import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.cli import OneLineParser, run_command
+from common.cli import OneLineParser, run_command, shown_path
 from common.files import UsageError
 from training.config import TrainConfig
 
@@ -106,13 +105,8 @@ def run(args: argparse.Namespace) -> int:
         written.append(files.plot.with_name(f"{files.name}_{what}.png"))
         write_figure(written[-1], figure, dpi=90)
     for path in written:
-        print(f"  {_shown(path)}")
+        print(f"  {shown_path(path)}")
     return 0
-
-
-def _shown(path: Path) -> Path:
-    path, here = path.resolve(), Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def main(argv: Sequence[str] | None = None) -> int:

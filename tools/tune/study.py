@@ -1,27 +1,32 @@
-"""A study from its start, or from where it stands, to what it leaves."""
+"""A study from its start, or from where it stands, to what it leaves: the best settings as a file for ``main.py
+--config``, tables, plots, a confirmation."""
 
 import argparse
+import html
+import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from common.files import RunFiles
+import optuna
+import plotly.io
+from optuna import visualization
+from optuna.trial import FrozenTrial
+
+from common.files import RunFiles, atomic_write
 from image_data.fetch import ensure_mnist, sha256_of
-from tools.tune.results import (
-    confirmation_table,
-    print_table,
-    queue_seeds,
-    recipes_to_compare,
-    trial_table,
-    write_report,
-    write_settings,
-)
+from tools.intervals import mean_and_interval
 from tools.tune.space import starting_point
 from tools.tune.storage import ELSEWHERE, TuneError, open_storage, open_study, quiet, storage_errors
-from tools.tune.workers import CONFIRM_SEED, Job, Progress, best_trials, run_workers
-from training.config import TrainConfig
+from tools.tune.workers import CONFIRM_SEED, Job, Progress, best_trials, finished, run_workers
+from training.config import TrainConfig, read_config_file
 
 SHOWN = 8  # trials in the table
+# Of the report: the slices are wider than a window, and scroll.
+STYLE = """body { font-family: sans-serif; margin: 2em } div { overflow-x: auto }
+td { padding: .15em .8em; text-align: right } td:first-child { text-align: left }"""
 
 
 def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -> int:
@@ -77,3 +82,123 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
             print_table(tables[title])
     print(f"\n  settings  {toml}    python main.py --config {toml}\n  report    {page}")
     return 0
+
+
+def trial_table(trials: Sequence[FrozenTrial], space: Mapping[str, Any]) -> list[list[str]]:
+    """The best trials as columns; rows: number, accuracy, seed, and every setting that was searched in one of them."""
+    rows = [
+        ["trial", *(str(trial.number) for trial in trials)],
+        ["validation [%]", *(f"{trial.value:.2f}" for trial in trials)],
+        ["seed", *(str(trial.user_attrs["settings"]["seed"]) for trial in trials)],
+    ]
+    searched = [key for key in space if any(key in trial.params for trial in trials)]
+    return rows + [[key, *(_short(trial.params.get(key)) for trial in trials)] for key in searched]
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value).lower()
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns aligned, the first to the left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+        print(f"{row[0]:<{widths[0]}}  {'  '.join(cells)}".rstrip())
+
+
+def write_settings(path: Path, study: optuna.Study, best: FrozenTrial, data_dir: str | None) -> None:
+    """Write what ``main.py --config`` needs to train the trial ``best`` again, bit for bit."""
+    settings = best.user_attrs["settings"] | {"name": path.stem}
+    if data_dir is not None:
+        settings["data_dir"] = data_dir
+    made_with = best.user_attrs["environment"]
+    done = finished(study.get_trials(deepcopy=False))
+    lines = [
+        f"# The best of {done} trials of {study.study_name} is trial {best.number}:"
+        f" {best.value:.2f} % of {settings['val_split']:,} held-out images.",
+        "# " + ", ".join(f"{key} {made_with[key]}" for key in ("torch", "device", "threads", "platform")),
+        "# The same network again:                     python main.py --config FILE",
+        "# With these settings, on all the images:     python main.py --config FILE --val_split 0",
+        *(f"{key} = {json.dumps(value)}" for key, value in settings.items() if value is not None),
+    ]
+    with atomic_write(path) as file:
+        file.write(("\n".join(lines) + "\n").encode())
+
+
+def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Write one page with ``tables`` and Optuna's plots of the study, which opens without a network."""
+    name, best = "validation accuracy [%]", best_trials(study)
+    better = best[: max(len(best) // 2, 2)]
+    study_of_better = optuna.create_study(direction="maximize")
+    study_of_better.add_trials(better)
+    plots = {
+        "History": visualization.plot_optimization_history(study, target_name=name),
+        "Accuracy after every epoch": visualization.plot_intermediate_values(study),
+        "Each setting by itself": visualization.plot_slice(study, target_name=name),
+        "Importance of each setting": visualization.plot_param_importances(study, target_name=name),
+        "The better half of the trials": visualization.plot_parallel_coordinate(study_of_better, target_name=name),
+    }
+    # The better half fills the plots: a trial that learnt nothing would press the others into one line.
+    final = [trial.value or 0.0 for trial in better]
+    all_epochs = [value for trial in better for value in trial.intermediate_values.values()]
+    shown_values = {"History": final, "Accuracy after every epoch": all_epochs, "Each setting by itself": final}
+    for heading, values in shown_values.items():
+        margin = 0.1 * (max(values) - min(values)) + 0.01
+        plots[heading].update_yaxes(range=[min(values) - margin, max(values) + margin])
+    plots["Accuracy after every epoch"].update_layout(xaxis={"title": "epochs", "dtick": 1}, yaxis_title=name)
+
+    title = html.escape(f"Tuning of {study.study_name}")
+    parts = [f'<!DOCTYPE html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>']
+    for heading, rows in tables.items():
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
+        parts.append(f"<h2>{html.escape(heading)}</h2><table>{body}</table>")
+    for number, (heading, plot) in enumerate(plots.items()):
+        plot.update_layout(title=None, margin={"t": 30})
+        parts.append(
+            f"<h2>{heading}</h2><div>{plotly.io.to_html(plot, full_html=False, include_plotlyjs=not number)}</div>"
+        )
+    with atomic_write(path) as file:
+        file.write("\n".join(parts).encode())
+
+
+def recipes_to_compare(best: FrozenTrial) -> dict[str, dict[str, Any]]:
+    """The settings of the trial ``best``, and the specification's for as many epochs of the same network and images."""
+    tuned = best.user_attrs["settings"]
+    common = {key: tuned[key] for key in ("model", "epochs", "val_split")}
+    specification = TrainConfig(**(read_config_file("reference") | common))
+    return {"tuned": tuned, "specification": {key: getattr(specification, key) for key in tuned}}
+
+
+def queue_seeds(study: optuna.Study, seeds: Sequence[int]) -> None:
+    """Queue the runs of every recipe and seed that are neither done nor under way nor queued."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "FAIL"]
+    present = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+    for seed in seeds:
+        for recipe in study.user_attrs["recipe"]:
+            wanted = {"recipe": recipe, "seed": seed}
+            if wanted not in present:
+                study.enqueue_trial(wanted)
+
+
+def confirmation_table(study: optuna.Study, seeds: Sequence[int]) -> list[list[str]]:
+    """A row a recipe: mean and standard deviation on validation and test images, n; and the difference."""
+    accuracies: dict[tuple[str, int], tuple[float, float]] = {}
+    for trial in best_trials(study):
+        accuracies[trial.params["recipe"], trial.params["seed"]] = trial.value or 0.0, trial.user_attrs["test_accuracy"]
+    rows = [["mean and standard deviation [%]", "validation", "test", "n"]]
+    for recipe in study.user_attrs["recipe"]:
+        found = [accuracies[recipe, seed] for seed in seeds if (recipe, seed) in accuracies]
+        spreads = [mean_and_interval([pair[split] for pair in found])[:2] for split in (0, 1) if found]
+        cells = [f"{mean:.3f} +- {deviation:.3f}" for mean, deviation in spreads]
+        without = f" ({len(seeds) - len(found)} diverged or lost)" if len(found) < len(seeds) else ""
+        rows.append([recipe, *(cells or ["-", "-"]), f"{len(found)}{without}"])
+    both = [seed for seed in seeds if {("tuned", seed), ("specification", seed)} <= accuracies.keys()]
+    if both:
+        pairs = [(accuracies["tuned", seed], accuracies["specification", seed]) for seed in both]
+        gains = [mean_and_interval([tuned[split] - other[split] for tuned, other in pairs]) for split in (0, 1)]
+        cells = [f"{mean:+.3f} +- {half:.3f}" for mean, _, half in gains]
+        rows.append(["difference seed by seed, 95 % interval", *cells, str(len(both))])
+    return rows

@@ -2,8 +2,7 @@
 
 app.py       the server, put together
 server.py    what its routes stand on
-draw.py      what the view Draw asks
-runs.py      what the views Compare and Live ask
+routes.py    what the views Draw, Compare and Live ask
 live.py      what the runs are doing now
 guard.py     who may ask at all
 measure.py   what the page is held to, measured

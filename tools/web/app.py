@@ -16,8 +16,8 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from tools.compare.page import STATIC
-from tools.web import draw, runs
 from tools.web.guard import Guard
+from tools.web.routes import answer, router
 from tools.web.server import Server, Settings
 
 pages = APIRouter(include_in_schema=False)
@@ -43,7 +43,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     torch.set_num_threads(1)  # one image is too little work to share
     blank = np.full((28, 28), 1, dtype=np.uint8)
-    await anyio.to_thread.run_sync(lambda: draw.answer(app.state.server.answering_networks(), blank))
+    await anyio.to_thread.run_sync(lambda: answer(app.state.server.answering_networks(), blank))
     yield
 
 
@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.ending = lambda: False  # whoever runs the server may know better; pages that watch are then let go
     app.add_middleware(Guard, host=settings.host)
     app.add_exception_handler(RequestValidationError, explain)
-    for router in (draw.router, runs.router, pages):
-        app.include_router(router)
+    app.include_router(router)
+    app.include_router(pages)
     app.mount("/static", StaticFiles(directory=STATIC))
     return app

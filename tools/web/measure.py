@@ -239,20 +239,20 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The subcommands and their flags."""
     parser = OneLineParser(description="What the page is held to, measured.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
-    command = commands.add_parser("drawings", help="test digits drawn large, through the API")
-    command.add_argument("--count", type=int, default=1000, help="how many digits (1000)")
-    command.set_defaults(run=drawings)
-    command = commands.add_parser("strokes", help="from stroke to answer, in Chromium")
-    command.add_argument("--rounds", type=int, default=5, help="how often each of four digits is drawn (5)")
-    command.set_defaults(run=strokes)
-    command = commands.add_parser("clients", help="many clients at once")
-    command.add_argument("--count", type=int, default=50, help="how many clients (50)")
-    command.add_argument("--seconds", type=int, default=30, help="how long (30)")
-    command.set_defaults(run=clients)
-    command = commands.add_parser("watched", help="a training with and without a page that watches it")
-    command.add_argument("--rounds", type=int, default=3, help="interleaved rounds (3)")
-    command.add_argument("--epochs", type=int, default=1, help="of each training (1)")
-    command.set_defaults(run=watched)
+    for function, what, flags in (
+        (drawings, "test digits drawn large, through the API", {"count": (1000, "how many digits")}),
+        (strokes, "from stroke to answer, in Chromium", {"rounds": (5, "how often each of four digits is drawn")}),
+        (clients, "many clients at once", {"count": (50, "how many clients"), "seconds": (30, "how long")}),
+        (
+            watched,
+            "a training with and without a page that watches it",
+            {"rounds": (3, "interleaved rounds"), "epochs": (1, "of each training")},
+        ),
+    ):
+        command = commands.add_parser(function.__name__, help=what)
+        command.set_defaults(run=function)
+        for flag, (default, meaning) in flags.items():
+            command.add_argument(f"--{flag}", type=int, default=default, help=f"{meaning} ({default})")
     return parser
 
 
