@@ -35,32 +35,6 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {line}\n")
 
 
-def exit_status(
-    parser: argparse.ArgumentParser,
-    command: Callable[[], int],
-    interrupted: str = "interrupted",
-    failures: tuple[type[Exception], ...] = (CommandError, OSError),
-) -> int:
-    """Run the ``command`` of a tool. Returns what it returns; what it raises is told in one line on stderr.
-
-    A UsageError gives exit status 2, one of ``failures`` or a package that is not installed 1, Ctrl-C 130 and the line
-    ``interrupted``.
-    """
-    try:
-        return command()
-    except UsageError as error:
-        parser.error(str(error))
-    except failures as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f"{parser.prog}: {how_to_install(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: {interrupted}", file=sys.stderr)
-        return INTERRUPTED
-
-
 def run_command(
     parser: argparse.ArgumentParser,
     command: Callable[[argparse.Namespace], int],
@@ -68,14 +42,25 @@ def run_command(
     interrupted: str = "interrupted",
     failures: tuple[type[Exception], ...] = (CommandError, OSError),
 ) -> int:
-    """``exit_status`` of ``command`` with the arguments in ``argv`` (None: the process's own)."""
+    """Run the ``command`` of a tool with the arguments in ``argv`` (None: the process's own).
+
+    Returns what it returns; what it raises is told in one line on stderr. A UsageError gives exit status 2, one of
+    ``failures`` or a package that is not installed 1, Ctrl-C 130 and the line ``interrupted``.
+    """
     args = parser.parse_args(argv)
-    return exit_status(parser, lambda: command(args), interrupted, failures)
-
-
-def how_to_install(error: ModuleNotFoundError) -> str:
-    """What to tell the user of a tool whose packages are not all here."""
-    return f"{error.name} is not installed; pip install -r requirements-tools.txt installs all that the tools need"
+    status = 1
+    try:
+        return command(args)
+    except UsageError as error:
+        parser.error(str(error))
+    except failures as error:
+        line = str(error)
+    except ModuleNotFoundError as error:
+        line = f"{error.name} is not installed; pip install -r requirements-tools.txt installs all that the tools need"
+    except KeyboardInterrupt:
+        line, status = interrupted, INTERRUPTED
+    print(f"{parser.prog}: {line}", file=sys.stderr)
+    return status
 
 
 def check_at_least(args: argparse.Namespace, **least: int) -> None:

@@ -4,20 +4,20 @@ import signal
 
 import pytest
 
-from common.cli import OneLineParser, StopSignals, check_at_least, exit_status
+from common.cli import OneLineParser, StopSignals, check_at_least, run_command
 from common.files import CommandError, DamagedFileError, UsageError
 
 
 def ended(outcome, capsys) -> tuple[int, str]:
     """The exit status of a command with this outcome, and its line on stderr."""
 
-    def command() -> int:
+    def command(args) -> int:
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
     try:
-        status = exit_status(OneLineParser(prog="tool"), command, interrupted="what is finished is kept")
+        status = run_command(OneLineParser(prog="tool"), command, [], interrupted="what is finished is kept")
     except SystemExit as exit_:
         status = exit_.code
     return status, capsys.readouterr().err
