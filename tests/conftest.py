@@ -31,6 +31,7 @@ from typing import Any
 
 import pytest
 from forking import SECONDS, Forked, ForkServer
+from hypothesis import HealthCheck, settings
 
 import tools.benchmark.accuracy
 import tools.trainings
@@ -46,6 +47,9 @@ from training.train import train_and_evaluate
 from visualization import load_model_params
 
 torch.set_num_threads(1)
+# Nothing that a busy machine could fail, and nothing left in the project's folder.
+settings.register_profile("tests", deadline=None, database=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("tests")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # once for all workers
@@ -81,7 +85,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
-    """This worker's own."""
+    """This worker's own. The first test that uses it waits until it has loaded PyTorch, 4 s and more."""
     server = ForkServer()
     yield server
     server.close()

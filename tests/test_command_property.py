@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import contents
 from forking import SECONDS
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import main as command
@@ -97,8 +97,7 @@ def test_any_arguments_in_process(results, outcome, lists):
 
     before = contents(results)
 
-    @settings(max_examples=lists, deadline=None, derandomize=True, database=None,
-              suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+    @settings(max_examples=lists, derandomize=True)
     @given(ARGUMENTS)
     def every(arguments):
         with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +112,7 @@ def test_any_arguments_as_real_processes(results):
     """10 lists, none of which a training can come of: its data does not exist and cannot be fetched."""
     before = contents(results)
 
-    @settings(max_examples=10, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=10, derandomize=True)
     @given(ARGUMENTS)
     def every(arguments):
         words = [word.encode("utf-8", "surrogateescape") for word in arguments]

@@ -112,7 +112,7 @@ def test_grain_alone_is_nothing():
         to_mnist(200 + np.random.default_rng(0).normal(0, 3, (300, 300)))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40)), st.sampled_from([1, 16]))
 def test_any_image_has_the_form_or_is_empty(grey, enlarged):
     try:

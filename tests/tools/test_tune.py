@@ -25,23 +25,22 @@ from training.config import TrainConfig
 from visualization import load_metrics_json
 
 NAME = "mnist_model_1"
-GRACE = 10  # seconds without a heartbeat, one a second, in place of 30 and 5
 
-# The command with workers that are forked, and so there at once, and that are taken for dead sooner.
-FORKED = f"""
+# The command with workers that are forked, and so there at once, and tell every second that they live.
+FORKED = """
 import multiprocessing, runpy, sys
 get_context = multiprocessing.get_context
 multiprocessing.get_context = lambda method: get_context("fork")
 from tools.tune import storage
-storage.HEARTBEAT, storage.GRACE = 1, {GRACE}
+storage.HEARTBEAT, storage.GRACE = 1, int(sys.argv.pop(1))
 sys.argv[:1] = ["tune", "--threads", "1", "--device", "cpu"]
 runpy.run_module("tools.tune", run_name="__main__")
 """
 
 
-def forked(*arguments: object) -> list[object]:
+def forked(*arguments: object, grace: int = 60) -> list[object]:
     """The words after ``python`` of the command with these arguments."""
-    return ["-c", FORKED, *arguments]
+    return ["-c", FORKED, grace, *arguments]
 
 
 def spawned(*arguments: object) -> list[object]:

@@ -1,6 +1,7 @@
 """Workers of a study that stop, die, stand still or are many."""
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from optuna.trial import TrialState
 from test_tune import NAME, forked, load_study, states
 
 pytestmark = pytest.mark.long
+soon = functools.partial(forked, grace=10)  # they are taken for dead after 10 seconds in place of 30
 
 
 def running_pids(study: optuna.Study) -> dict[int, int]:
@@ -52,7 +54,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_and_gone_on(tiny, tmp_path, python, signum):
     flags = ["--trials", 4, "--workers", 2, *LONG, "--data_dir", tiny, "--output_dir", tmp_path]
-    process = python(*forked(*flags))
+    process = python(*soon(*flags))
     pids = wait_for(lambda: len(pids := running_pids(load_study(tmp_path))) == 2 and pids, process)
     if signum == signal.SIGINT:
         os.killpg(process.pid, signum)  # as a terminal does
@@ -68,7 +70,7 @@ def test_stopped_and_gone_on(tiny, tmp_path, python, signum):
     assert states(study).count("WAITING") == 2
     lost = {trial.number: trial for trial in study.get_trials(states=(TrialState.FAIL,))}
     assert set(lost) >= set(pids)
-    done = finished(python(*forked(*flags)))
+    done = finished(python(*soon(*flags)))
     assert done.returncode == 0, done.stderr
     after = load_study(tmp_path).get_trials()
     again = [trial for trial in after if "retry_history" in trial.system_attrs]
@@ -82,7 +84,7 @@ def test_stopped_and_gone_on(tiny, tmp_path, python, signum):
 
 def test_workers_end_with_the_command(tiny, tmp_path, python):
     flags = ["--trials", 4, "--workers", 2, *LONG, "--data_dir", tiny, "--output_dir", tmp_path]
-    process = python(*forked(*flags))
+    process = python(*soon(*flags))
     pids = wait_for(lambda: len(pids := running_pids(load_study(tmp_path))) == 2 and pids, process)
     process.kill()
     process.wait()
@@ -108,9 +110,9 @@ def stop_between_transactions(pid: int, folder: Path) -> None:
 def test_trials_that_stand_still_are_taken_over(tiny, tmp_path, python):
     # one whose worker died before its first heartbeat, and one whose worker is stopped and wakes up when it is too late
     flags = [*LONG, "--data_dir", tiny, "--output_dir", tmp_path]
-    assert finished(python(*forked("--trials", 1, *flags))).returncode == 0
+    assert finished(python(*soon("--trials", 1, *flags))).returncode == 0
     never_begun = load_study(tmp_path).ask().number
-    process = python(*forked("--trials", 3, "--workers", 2, *flags))
+    process = python(*soon("--trials", 3, "--workers", 2, *flags))
     stopped, pid = wait_for(lambda: next(iter(running_pids(load_study(tmp_path)).items())), process)
     stop_between_transactions(pid, tmp_path)
     wait_for(lambda: load_study(tmp_path).trials[stopped].state.name == "FAIL", process)
@@ -157,7 +159,7 @@ def postgresql() -> Iterator[str]:
 def test_a_killed_worker_on_postgresql(postgresql, tiny, tmp_path, python):
     flags = ["--storage", postgresql, *LONG, "--data_dir", tiny, "--output_dir", tmp_path]
     storage = optuna.storages.RDBStorage(postgresql)  # one for all questions: each keeps its connections
-    process = python(*forked("--trials", 7, "--workers", 2, *flags))
+    process = python(*soon("--trials", 7, "--workers", 2, *flags))
 
     def study() -> optuna.Study:
         return optuna.load_study(study_name=NAME, storage=storage)
@@ -178,7 +180,7 @@ def test_a_killed_worker_on_postgresql(postgresql, tiny, tmp_path, python):
     assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in after) == 7
     assert {trial.state.name for trial in after} <= {"COMPLETE", "PRUNED", "FAIL"}
     # the same command on a second machine joins in: at once here, both with the same storage
-    both = [python(*forked("--trials", 17, *flags[:-1], tmp_path / name)) for name in ("first", "second")]
+    both = [python(*soon("--trials", 17, *flags[:-1], tmp_path / name)) for name in ("first", "second")]
     for one in both:
         _, err = one.communicate()
         assert one.returncode == 0, err

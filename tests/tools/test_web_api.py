@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from forking import SECONDS
 from PIL import Image
 
 from common.files import PROJECT_DIR
@@ -18,7 +19,7 @@ DRAWING = png(placed(np.full((200, 40), 255, dtype=np.uint8)))
 
 
 def request(address, method="GET", path="/api/predict", body=None, **headers) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=SECONDS)
     try:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import eventually
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_web_api import DRAWING, detail, request
 
@@ -77,7 +77,7 @@ def test_watching_is_limited(server):
 def test_any_body(server, bodies):
     types = ["image/png", "image/jpeg", "image/webp", "application/octet-stream", "text/plain", "*"]
 
-    @settings(max_examples=bodies, deadline=None, database=None)
+    @settings(max_examples=bodies)
     @given(
         body=st.binary(max_size=3000) | st.binary(max_size=200).map(lambda noise: DRAWING[:-100] + noise),
         content_type=st.sampled_from(types),
@@ -106,7 +106,7 @@ def test_the_api_is_as_it_is_described(server):
     assert len(operations) == 6
     for operation in operations:
 
-        @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=15)
         @given(case=operation.as_strategy())
         def holds(case):
             response = case.call(base_url=server)
