@@ -73,7 +73,7 @@ def test_a_gpu_is_compared_by_its_own_settings(monkeypatch):
     assert [setting.graph for setting in settings] == [False, False, True, True, True, True]
 
 
-@pytest.mark.long
+@pytest.mark.alone  # what else runs takes from the bound and the step by turns
 def test_throughput(tiny, tmp_path, benchmarked):
     flags = ["--models", 1, "--rounds", 2, "--images", 128, "--batch_size", 64]
     status, printed, error = benchmarked("throughput", *flags, "--data_dir", tiny, "--output_dir", tmp_path)
