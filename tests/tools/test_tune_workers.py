@@ -16,6 +16,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+import sqlalchemy
 from conftest import eventually, finished
 from optuna.trial import TrialState
 from test_tune import NAME, forked, load_study, states
@@ -25,10 +26,20 @@ soon = functools.partial(forked, grace=10)  # they are taken for dead after 10 s
 
 
 def running_pids(study: optuna.Study) -> dict[int, int]:
-    """Trial number -> process of those under way."""
+    """Trial number -> process of those under way that have told once that they live, which a thread of theirs does."""
     trials = study.get_trials(states=(TrialState.RUNNING,))
-    signed = {trial.number: trial.user_attrs.get("worker", {"trial": None}) for trial in trials}
+    with study._storage._backend.engine.connect() as connection:
+        alive = {row[0] for row in connection.execute(sqlalchemy.text("SELECT trial_id FROM trial_heartbeats"))}
+    signed = {t.number: t.user_attrs.get("worker", {"trial": None}) for t in trials if t._trial_id in alive}
     return {number: worker["pid"] for number, worker in signed.items() if worker["trial"] == number}
+
+
+def pids_in(folder: Path) -> dict[int, int]:
+    """The same of the study in ``folder``, opened when it is whole: Optuna makes missing tables."""
+    file = folder / "outputs" / f"tuning_{NAME}.db"
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+        database.execute("SELECT * FROM trials, trial_user_attributes, trial_heartbeats LIMIT 1")
+    return running_pids(load_study(folder))
 
 
 def wait_for(condition, process=None):
@@ -55,7 +66,7 @@ def is_alive(pid: int) -> bool:
 def test_stopped_and_gone_on(tiny, tmp_path, python, signum):
     flags = ["--trials", 4, "--workers", 2, *LONG, "--data_dir", tiny, "--output_dir", tmp_path]
     process = python(*soon(*flags))
-    pids = wait_for(lambda: len(pids := running_pids(load_study(tmp_path))) == 2 and pids, process)
+    pids = wait_for(lambda: len(pids := pids_in(tmp_path)) == 2 and pids, process)
     if signum == signal.SIGINT:
         os.killpg(process.pid, signum)  # as a terminal does
     else:
@@ -85,7 +96,7 @@ def test_stopped_and_gone_on(tiny, tmp_path, python, signum):
 def test_workers_end_with_the_command(tiny, tmp_path, python):
     flags = ["--trials", 4, "--workers", 2, *LONG, "--data_dir", tiny, "--output_dir", tmp_path]
     process = python(*soon(*flags))
-    pids = wait_for(lambda: len(pids := running_pids(load_study(tmp_path))) == 2 and pids, process)
+    pids = wait_for(lambda: len(pids := pids_in(tmp_path)) == 2 and pids, process)
     process.kill()
     process.wait()
     eventually(lambda: not any(is_alive(pid) for pid in pids.values()))
@@ -113,7 +124,7 @@ def test_trials_that_stand_still_are_taken_over(tiny, tmp_path, python):
     assert finished(python(*soon("--trials", 1, *flags))).returncode == 0
     never_begun = load_study(tmp_path).ask().number
     process = python(*soon("--trials", 3, "--workers", 2, *flags))
-    stopped, pid = wait_for(lambda: next(iter(running_pids(load_study(tmp_path)).items())), process)
+    stopped, pid = wait_for(lambda: next(iter(pids_in(tmp_path).items())), process)
     stop_between_transactions(pid, tmp_path)
     wait_for(lambda: load_study(tmp_path).trials[stopped].state.name == "FAIL", process)
     os.kill(pid, signal.SIGCONT)
