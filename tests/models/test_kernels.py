@@ -210,6 +210,16 @@ def test_behind_a_frozen_convolution_the_rest_learns(lanes):
 
 
 @needs_compiler
+@pytest.mark.parametrize("training", [True, False])
+def test_images_may_lie_anywhere(lanes, training):
+    images = torch.randn(2 * lanes, 1, 28, 28)
+    elsewhere = torch.cat([torch.zeros(1), images.flatten()])[1:].view_as(images)  # a float past any boundary
+    net = KernelNetwork(model_v1.Net(dropout=0.0).train(training))
+    assert torch.equal(net(images), net(elsewhere))
+    assert torch.equal(net(images), net(images.flip(0).contiguous().flip(0)))
+
+
+@needs_compiler
 def test_any_number_of_threads_computes_the_same(lanes):
     images, before = torch.randn(4 * lanes, 1, 28, 28), torch.get_num_threads()
     results = []
