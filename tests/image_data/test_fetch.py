@@ -200,6 +200,7 @@ def test_a_folder_that_cannot_be_written(origin, tmp_path):
 
 
 def test_two_processes_at_once(server, origin, tmp_path, python):
+    """4 s: two Pythons that load PyTorch."""
     url, _, requests = server
     script = f"""
 import sys

@@ -52,6 +52,7 @@ def test_the_reference_is_naive():
 
 
 def test_the_reference_learns(tiny):
+    """2 s: twelve epochs, naively."""
     training = NaiveTraining(TrainConfig(data_dir=str(tiny), scheduler="onecycle", epochs=12, batch_size=30))
     for _ in range(12):
         assert sum(training.train_batches()) == 300
@@ -130,6 +131,7 @@ def test_seeds_that_finish_at_once_are_all_kept(tmp_path):
 
 @pytest.mark.parametrize("trainings", HERE_FIRST, ids=["here", "processes"])
 def test_accuracy_is_resumable(tiny, tmp_path, benchmarked, trainings):
+    """3 s: four trainings, and their figures as a plot."""
     with trainings():
         run_series(tiny, tmp_path, benchmarked)
 
@@ -154,6 +156,7 @@ def run_series(data_dir, tmp_path, benchmarked):
     assert (tmp_path / "plots" / "benchmark_accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_seeds_that_train_together_have_the_figures_of_seeds_alone(tiny, tmp_path, benchmarked):
     flags = ["accuracy", "--seeds", 3, "--epochs", 1, "--batch_size", 60, "--threads", 1, "--data_dir", tiny]
     status, alone, error = benchmarked(*flags, "--output_dir", tmp_path / "alone")

@@ -15,6 +15,7 @@ NAMES = ["mnist_model_1", "mnist_model_2", "mnist_model_3"]
 
 @pytest.fixture(scope="module")
 def comparison(page_folder, mnist):
+    """3 s: three networks on all test images."""
     return Comparer(str(page_folder), str(mnist)).compare()
 
 

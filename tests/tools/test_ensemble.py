@@ -119,7 +119,7 @@ def test_temperature_changes_the_confidence_and_no_decision():
 
 @pytest.fixture(scope="module", params=HERE_FIRST, ids=["here", "processes"])
 def trained(request, tiny, tmp_path_factory):
-    """The folder of an ensemble of two networks of each of two models, the command's flags, and what it printed."""
+    """7 s: the folder of an ensemble of two networks of each of two models, the command's flags, what it printed."""
     folder = tmp_path_factory.mktemp("ensemble")
     (folder / "recipe.toml").write_text(RECIPE)
     flags = ["--models", "1", "3", "--seeds", "2", "--config", str(folder / "recipe.toml"), "--jobs", "2"]

@@ -24,7 +24,7 @@ PICTURES = ["confusion", "mistakes", "reliability", "robustness", "saliency"]
 
 @pytest.fixture(scope="module")
 def evaluated(tiny, tmp_path_factory):
-    """A run on a tiny data set with 100 images held out, its evaluation, and what the command said."""
+    """10 s: a run on a tiny data set with 100 images held out, its evaluation, and what the command said."""
     folder = tmp_path_factory.mktemp("evaluate")
     places = ["--name", "trial", "--data_dir", str(tiny), "--output_dir", str(folder), "--threads", "1"]
     assert train([*places, "--epochs", "3", "--batch_size", "20", "--val_split", "100"]) == 0

@@ -140,6 +140,7 @@ def test_integrated_gradients_of_a_linear_network():
 
 
 def test_integrated_gradients_sum_to_what_the_image_changes(shipped, test_set):
+    """2 to 5 s: ten images, along a path of many steps each."""
     images = as_input(test_set[0][:10], CPU)
     black = normalize(torch.zeros(1, 1, 28, 28))
     digits = predict(shipped, images).argmax(1)

@@ -318,6 +318,7 @@ def test_a_confirmed_run_is_evaluated_on_the_test_images_as_main_does(result, ti
 
 
 def test_a_study_goes_on_and_refuses_other_settings(result, tiny, tmp_path, tuned):
+    """6 s: the command four times, each in a process of its own."""
     shutil.copytree(result[0], tmp_path, dirs_exist_ok=True)
     before = load_study(tmp_path).get_trials()
     flags = ["--epochs", 2, "--val_split", 100, "--batch_size", 20, "--data_dir", tiny, "--output_dir", tmp_path]
@@ -339,6 +340,7 @@ def test_a_study_goes_on_and_refuses_other_settings(result, tiny, tmp_path, tune
 
 
 def test_one_worker_repeats_a_study(tiny, tmp_path, tuned):
+    """5 s: two studies of three trainings."""
     flags = ["--trials", 3, "--epochs", 1, "--val_split", 100, "--data_dir", tiny]
     for folder in (tmp_path / "a", tmp_path / "b"):
         assert tuned(*flags, "--output_dir", folder).returncode == 0
@@ -348,6 +350,7 @@ def test_one_worker_repeats_a_study(tiny, tmp_path, tuned):
 
 
 def test_a_trial_does_not_read_the_test_set(tiny, tmp_path, tuned):
+    """5 s: a study, by the command, whose test images cannot be read, and its confirmation."""
     data = tmp_path / "data"
     shutil.copytree(tiny, data)
     raw = data / "MNIST" / "raw"
@@ -407,6 +410,7 @@ def test_wrong_storage(tiny, tmp_path, url, status, message, capsys):
     ],
 )
 def test_what_a_worker_finds_wrong_is_told_once(tiny, tmp_path, flags, status, message, tuned):
+    """2 s: two workers of the command."""
     done = tuned("--workers", 2, *flags, "--data_dir", tiny, "--output_dir", tmp_path)
     assert done.returncode == status
     assert message in done.stderr

@@ -64,6 +64,7 @@ def test_raw_bytes_are_seen_as_they_are(server, test_set):
     ("digits", "best", "worst"), [(10, 98.5, 90), pytest.param(1000, 98.5, 97, marks=pytest.mark.long)]
 )
 def test_digits_drawn_large(server, mnist, digits, best, worst):
+    """2 s: ten digits in seven variations, over HTTP."""
     found = accuracy_of_drawings(server, digits, str(mnist))
     assert list(found) == list(VARIATIONS)
     assert max(mean_over_variations(found).values()) >= best

@@ -92,6 +92,7 @@ def test_rate_and_time_left(page_folder, tmp_path):
 
 
 def test_a_page_gets_only_what_is_new(page_folder, tmp_path):
+    """2 s: five times it writes and reads the metrics of a whole training."""
     (tmp_path / "outputs").mkdir()
     whole = metrics_of(page_folder)
     watcher, page, sent = Watcher(str(tmp_path)), [], None
@@ -122,6 +123,7 @@ def events(address, seconds=SECONDS):
 
 
 def test_a_real_training_is_seen_from_begin_to_crash(mnist, tmp_path, serve, python):
+    """3 s: a training on all of MNIST in a process of its own."""
     (tmp_path / "outputs").mkdir()
     address, _ = serve("--output_dir", tmp_path)
     stream = events(address)

@@ -178,6 +178,7 @@ sys.exit(main.main())
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_resume_goes_on(finished_run, settings, tmp_path, python):
+    """2 s: three runs by the command, one of them on a full disk."""
     flags = as_flags(settings, epochs=15, output_dir=finished_run.root)
     succeeds(python(*MAIN, *flags, "--output_dir", tmp_path / "whole"))
     # the checkpoint grows with the metrics in it; when it no longer fits, the disk is full

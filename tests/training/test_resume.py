@@ -61,6 +61,7 @@ def fails(arguments, capsys) -> str:
     ids=["as it is", "kernels", "amp", "torchvision", "average"],
 )
 def test_stopped_at_any_batch_and_resumed(settings, tmp_path, scheduler, refinements):
+    """2 to 3 s: whole, and once more with four stops, each at another kind of place."""
     if refinements.get("amp") and not has_bfloat16(torch.device("cpu")):
         pytest.skip("this processor has no bfloat16")
     settings |= {"scheduler": scheduler, **refinements}

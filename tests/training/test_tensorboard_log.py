@@ -50,6 +50,7 @@ def test_a_later_run_of_the_same_name_replaces_it(flags, tmp_path):
 
 
 def test_a_resumed_run_goes_on(flags, tmp_path):
+    """3 s: TensorBoard loads its own reader."""
     assert command.main([*flags, "--tensorboard", "--epochs", "2"]) == 0
     assert command.main([*flags, "--tensorboard", "--resume"]) == 0
     assert_as_in_the_metrics(tmp_path)

@@ -61,6 +61,7 @@ def test_what_a_run_leaves(run, model):
 
 @pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
 def test_metrics_of_a_run(run, pipeline):
+    """2 s: three epochs, by torchvision's pipeline too."""
     result = run(epochs=3, val_split=50, pipeline=pipeline)
     metrics = load_metrics_json("mnist_model_1", result.files.root)
     assert metrics == result.metrics
@@ -98,6 +99,7 @@ def test_metrics_are_of_the_saved_network(run, tiny):
 @pytest.mark.parametrize("scheduler", ["step", "onecycle"])
 @pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
 def test_same_seed_same_weights(run, scheduler, pipeline):
+    """3 to 5 s: three trainings."""
     settings = {"scheduler": scheduler, "pipeline": pipeline, "epochs": 1}
     first, again, other = run(**settings), run(**settings), run(**settings, seed=2)
     assert sha256(first.files.params) == sha256(again.files.params) != sha256(other.files.params)
@@ -110,6 +112,7 @@ def test_step_schedule_falls_after_six_epochs(run):
 
 
 def test_log_has_the_specified_lines(run, tmp_path, tiny, monkeypatch):
+    """2 s: eleven epochs."""
     accuracies = iter([(0.1, 98.0), (0.1, 99.43), (0.1, 99.43), *[(0.1, 99.0)] * 8])
     monkeypatch.setattr(training.run, "evaluate", lambda *args: next(accuracies))
     lines = run(epochs=11).files.log.read_text(encoding="utf-8").splitlines()
