@@ -6,6 +6,7 @@
 # make evaluate                                       measures the three shipped networks anew
 # make check                                          ruff, clang-format, types
 # make export                                         the three networks' files for phones and browsers
+# make html                                           one file each that reads digits in a browser, from disk
 # make gpu-check                                      a GPU's tests and figures, into GPU_RESULTS=gpu_check
 # VENV=... keeps the environment elsewhere; PYTHON=... makes it with another interpreter.
 
@@ -17,7 +18,7 @@ GPU_RESULTS ?= gpu_check
 # A worker a core, of one thread each; one that is done takes over what another has not begun.
 PARALLEL := -n logical --dist worksteal
 
-.PHONY: train test test-long coverage evaluate export gpu-check web check format clean
+.PHONY: train test test-long coverage evaluate export html gpu-check web check format clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.core
@@ -54,6 +55,9 @@ format: $(VENV)/.dev
 
 export: $(VENV)/.tools
 	for model in 1 2 3; do $(BIN)/python -m tools.export --model $$model $(ARGS) || exit; done
+
+html: $(VENV)/.tools
+	for model in 1 2 3; do $(BIN)/python -m tools.export --model $$model --format html $(ARGS) || exit; done
 
 # Of a machine that has a GPU but no network: by $(PYTHON) as it is.
 gpu-check:

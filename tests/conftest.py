@@ -36,11 +36,12 @@ from hypothesis import HealthCheck, settings
 import tools.benchmark.accuracy
 import tools.trainings
 from common.cli import silent
-from common.files import PROJECT_DIR, RunFiles
+from common.files import PROJECT_DIR, RunFiles, UsageError
 from data_utils import load_images, normalize
 from image_data.fetch import MNIST_SHA256, ensure_mnist
 from imports import FileLock, torch
 from model_strategy import get_strategy
+from tools.browser import chromium
 from training.config import TrainConfig
 from training.run import StoppedError
 from training.train import train_and_evaluate
@@ -349,6 +350,20 @@ def fill_page_folder(folder: Path, shipped_project: Path, test_set: tuple[torch.
     file = {"file": "mnist_model_1.onnx", "precision": "float32", "bytes": 40000, "accuracy": 99.47}
     export = {"schema": 1, "name": "mnist_model_1", "files": [{**file, "latency_ms": {"1": 0.1, "100": 5.0}}]}
     (folder / "outputs" / "mnist_model_1_export.json").write_text(json.dumps(export))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """A headless Chromium."""
+    started = chromium()
+    try:
+        found = started.__enter__()
+    except UsageError as error:
+        if os.environ.get("REQUIRE_BROWSER"):
+            raise
+        pytest.skip(f"the page is not tried in a browser: this {error}")
+    yield found
+    started.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="session")

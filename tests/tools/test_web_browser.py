@@ -1,15 +1,13 @@
 """The page in a real, headless Chromium. A test takes 2 to 5 s: each opens the page in a context of its own."""
 
 import itertools
-import os
 import re
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from common.files import UsageError
-from tools.browser import DIGITS, chromium, draw
+from tools.browser import DIGITS, draw
 from tools.compare.__main__ import main as compare
 from tools.web.measure import drawn
 from visualization import load_metrics_json
@@ -17,19 +15,6 @@ from visualization import load_metrics_json
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 DESKTOP = {"viewport": {"width": 1280, "height": 860}}
 ONE_DIGIT_FIRST = [pytest.param(digit, marks=[] if digit == 4 else pytest.mark.long) for digit in DIGITS]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    started = chromium()
-    try:
-        found = started.__enter__()
-    except UsageError as error:
-        if os.environ.get("REQUIRE_BROWSER"):
-            raise
-        pytest.skip(f"the page is not tried in a browser: this {error}")
-    yield found
-    started.__exit__(None, None, None)
 
 
 @pytest.fixture

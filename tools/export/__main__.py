@@ -2,6 +2,7 @@
 
     python -m tools.export --model 3                                   # ONNX and ExecuTorch, float32 and int8
     python -m tools.export --name trial --format executorch --precision int8
+    python -m tools.export --model 3 --format html                     # a page that reads what one draws, from disk
 
 A file takes 28x28 grey levels as bytes, uint8 [N, 1, 28, 28], white on black, and returns ten probabilities an
 image, float32 [N, 10]; scaling and normalisation are inside. Quantisation looks at training images alone, and a file
@@ -48,7 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", choices=known_models(), help="which network; default: what the run's metrics say")
     parser.add_argument("--name", help="which run; default: mnist_model_MODEL")
-    parser.add_argument("--format", choices=[*FORMATS, "all"], default="all", help="(all)")
+    parser.add_argument("--format", choices=[*FORMATS, "html", "all"], default="all", help="all: without html (all)")
     parser.add_argument("--precision", choices=[*PRECISIONS, "all"], default="all", help="(all)")
     parser.add_argument("--max_drop", type=float, default=0.1, help="points that a file may lose (0.1)")
     parser.add_argument("--data_dir", type=Path, default=PROJECT_DIR / "data")
@@ -68,7 +69,14 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.max_drop <= 100:  # not a number neither
         raise UsageError(f"max_drop: {args.max_drop} is not allowed; it must be from 0 to 100 points")
     args.name = args.name or f"mnist_model_{args.model}"
-    RunFiles(args.name, args.output_dir)  # checks the name
+    files = RunFiles(args.name, args.output_dir)  # checks the name
+    if args.format == "html":
+        from tools.export.html import write_html
+        from tools.networks import load_network
+
+        page = files.params.with_name(f"{args.name}.html")
+        print(f"{page}: {write_html(load_network(args.name, args.output_dir, model=args.model), page) / 1000:.1f} kB")
+        return 0
     args.formats = FORMATS if args.format == "all" else (args.format,)
     args.precisions = PRECISIONS if args.precision == "all" else (args.precision,)
     with quiet():
