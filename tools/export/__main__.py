@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         from tools.networks import load_network
 
         page = files.params.with_name(f"{args.name}.html")
-        print(f"{page}: {write_html(load_network(args.name, args.output_dir, model=args.model), page) / 1000:.1f} kB")
+        print(f"{page}: {write_html(load_network(args.name, args.output_dir), page) / 1000:.1f} kB")
         return 0
     args.formats = FORMATS if args.format == "all" else (args.format,)
     args.precisions = PRECISIONS if args.precision == "all" else (args.precision,)
