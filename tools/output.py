@@ -1,8 +1,10 @@
-"""What the tools write: JSON and pictures, each renamed into place when it is whole."""
+"""What the tools write: JSON and pictures, each renamed into place when it is whole, and pages of one file."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +24,13 @@ def write_figure(path: Path, figure: imports.Figure, dpi: int = 120) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=dpi)
+
+
+def filled(template: Path, parts: Mapping[str, str]) -> str:
+    """The HTML file ``template`` with each {name} in it replaced by that one of ``parts``."""
+    return re.sub(r"\{(\w+)\}", lambda named: parts[named[1]], template.read_text(encoding="utf-8"))
+
+
+def as_html_json(value: Any) -> str:
+    """``value`` as JSON that may stand in a <script>."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")

@@ -42,17 +42,17 @@ class RunRow:
     model: str
     status: str
     accuracy: float | None  # of the test images, at the last epoch
-    best_accuracy: float | None
-    val_accuracy: float | None
     parameters: int
-    bytes: int | None  # of the file with the weights
-    epochs: int | None
-    planned_epochs: int | None
-    seconds: float | None
     latency_ms: float | None  # of one image, on this machine
-    scheduler: str
-    batch_size: int | None
-    updated: str
+    best_accuracy: float | None = None
+    val_accuracy: float | None = None
+    bytes: int | None = None  # of the file with the weights
+    epochs: int | None = None
+    planned_epochs: int | None = None
+    seconds: float | None = None
+    scheduler: str = ""
+    batch_size: int | None = None
+    updated: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,17 +136,8 @@ class Comparer:
             model=f"{len(facts['members'])} networks, {facts.get('method', '')}",
             status="finished",
             accuracy=float(facts["accuracy"]),
-            best_accuracy=None,
-            val_accuracy=None,
             parameters=int(facts["parameters"]),
-            bytes=None,
-            epochs=None,
-            planned_epochs=None,
-            seconds=None,
             latency_ms=self._latency(files.name),
-            scheduler="",
-            batch_size=None,
-            updated="",
         )
 
     def _latency(self, name: str) -> float | None:

@@ -1,12 +1,12 @@
 """The comparison as a table, and as one HTML file, drawn by the page's own script."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from common.files import PROJECT_DIR
 from tools.compare.comparer import Comparison, RunRow
+from tools.output import as_html_json, filled
 
 STATIC = PROJECT_DIR / "tools" / "web" / "static"
 
@@ -34,31 +34,12 @@ def comparison_html(comparison: Comparison) -> str:
     """One HTML file that shows ``comparison`` and needs nothing else, the internet least of all."""
     from plotly.offline import get_plotlyjs
 
-    style = (STATIC / "style.css").read_text(encoding="utf-8")
     # modules cannot import one another inside a file: the two that it takes stand one after the other
     sources = [(STATIC / name).read_text(encoding="utf-8") for name in ("common.js", "compare.js")]
-    script = "\n".join(re.sub(r"^import .*\n|^export ", "", source, flags=re.MULTILINE) for source in sources)
-    data = json.dumps(asdict(comparison), allow_nan=False).replace("<", "\\u003c")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Comparison of runs on MNIST</title>
-<link rel="icon" href="data:,">
-<style>
-{style}
-</style>
-</head>
-<body>
-<main class="page" id="comparison"></main>
-<script>{get_plotlyjs()}</script>
-<script type="application/json" id="data">{data}</script>
-<script type="module">
-{script}
-showFile(document.getElementById("comparison"), JSON.parse(document.getElementById("data").textContent));
-</script>
-</body>
-</html>
-"""
+    parts = {
+        "style": (STATIC / "style.css").read_text(encoding="utf-8"),
+        "script": "\n".join(re.sub(r"^import .*\n|^export ", "", source, flags=re.MULTILINE) for source in sources),
+        "data": as_html_json(asdict(comparison)),
+        "plotly": get_plotlyjs(),
+    }
+    return filled(STATIC / "comparison.html", parts)

@@ -9,8 +9,6 @@ inside lets the file's own script run, and nothing be loaded or asked for.
 import base64
 import hashlib
 import html
-import json
-import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from data_utils import MEAN, STD
 from imports import F, nn, torch
 from models.kernels import UnknownLayersError, divided
 from tools.networks import Ensemble, Network
+from tools.output import as_html_json, filled
 
 STATIC = Path(__file__).parent / "static"
 CLASSES = [str(digit) for digit in range(10)]
@@ -33,9 +32,7 @@ def write_html(network: Network, path: Path) -> int:
         UsageError: it has layers that the file's script does not know.
     """
     accuracy = "" if network.accuracy is None else f", {network.accuracy:.2f} % of its test images right"
-    style, script, page = (
-        (STATIC / name).read_text(encoding="utf-8") for name in ("digit.css", "digit.js", "digit.html")
-    )
+    style, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("digit.css", "digit.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
         "policy": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'",
@@ -43,10 +40,10 @@ def write_html(network: Network, path: Path) -> int:
         "about": html.escape(f"{network.name}: {network.parameters:,} parameters{accuracy}"),
         "style": style,
         "bars": "".join(ROW.format(html.escape(name), place) for place, name in enumerate(CLASSES)),
-        "network": json.dumps(described(network.model)).replace("<", "\\u003c"),
+        "network": as_html_json(described(network.model)),
         "script": script,
     }
-    contents = re.sub(r"\{(\w+)\}", lambda named: parts[named[1]], page).encode()
+    contents = filled(STATIC / "digit.html", parts).encode()
     with atomic_write(path) as file:
         file.write(contents)
     return len(contents)

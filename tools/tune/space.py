@@ -17,26 +17,7 @@ from training.config import TrainConfig, field_type, fields_in, read_config_file
 if TYPE_CHECKING:
     import optuna
 
-# What is searched, in the form of a --space file: a range, a list of choices, or one value that stays. The ranges hold
-# the specification's values and what was good before (configs/, docs/accuracy.md), and little more: a study has
-# tens of trials, and their noise is of the size of what there is to gain.
-SPACE: dict[str, Any] = {
-    "scheduler": ["onecycle", "step"],
-    "max_lr": {"low": 0.1, "high": 1.5, "log": True},
-    "pct_start": {"low": 0.1, "high": 0.5},
-    "div_factor": {"low": 3.0, "high": 30.0, "log": True},
-    "final_div_factor": {"low": 5.0, "high": 5000.0, "log": True},
-    "lr": {"low": 0.003, "high": 0.3, "log": True},
-    "batch_size": [64, 128, 256],
-    "momentum": {"low": 0.8, "high": 0.95},
-    "nesterov": [False, True],
-    "weight_decay": {"low": 0.0, "high": 5e-4},
-    "label_smoothing": {"low": 0.0, "high": 0.05},
-    "dropout": {"low": 0.0, "high": 0.05},
-    "augment": ["none", "rotate", "affine", "elastic"],
-    "augment_strength": {"low": 0.25, "high": 1.5},
-    "ema_decay": [0.0, 0.99, 0.998],
-}
+SPACE = read_toml("space", Path(__file__).with_name("space.toml"), "it")  # what is searched
 # What a setting needs of another one, which stands before it in SPACE, to have an effect.
 ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "max_lr": ("scheduler", ("onecycle",)),
