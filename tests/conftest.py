@@ -41,7 +41,7 @@ from data_utils import load_images, normalize
 from image_data.fetch import MNIST_SHA256, ensure_mnist
 from imports import FileLock, torch
 from model_strategy import get_strategy
-from tools.browser import chromium
+from tests.browser import chromium
 from training.config import TrainConfig
 from training.run import StoppedError
 from training.train import train_and_evaluate

@@ -15,7 +15,6 @@ What several of them stand on:
 
 networks.py    any run or ensemble by its name; how networks vote
 trainings.py   trainings in processes of their own
-browser.py     the page from outside, in Chromium
 timing.py      how fast a network is
 intervals.py   how far a measured value may be from the true one
 output.py      JSON and pictures

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from image_data import form
 from image_data.form import EmptyImageError, ImageError, TooLargeError, read_grey, to_mnist
-from tools.web.measure import placed
+from tests.measure import placed
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:

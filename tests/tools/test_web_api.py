@@ -11,8 +11,8 @@ from PIL import Image
 
 from common.files import PROJECT_DIR
 from image_data.form import MAX_BYTES, to_mnist
-from tools.browser import ask, connected
-from tools.web.measure import VARIATIONS, accuracy_of_drawings, drawn, mean_over_variations, placed, png
+from tests.browser import ask, connected
+from tests.measure import VARIATIONS, accuracy_of_drawings, drawn, mean_over_variations, placed, png
 
 NAMES = ["mnist_model_1", "mnist_model_2", "mnist_model_3"]
 DRAWING = png(placed(np.full((200, 40), 255, dtype=np.uint8)))

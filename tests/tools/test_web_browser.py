@@ -7,9 +7,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from tools.browser import DIGITS, draw
+from tests.browser import DIGITS, draw
+from tests.measure import drawn
 from tools.compare.__main__ import main as compare
-from tools.web.measure import drawn
 from visualization import load_metrics_json
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_web_api import DRAWING, detail, request
 
-from tools.browser import ask, connected, serving
+from tests.browser import ask, connected, serving
+from tests.measure import placed, png
 from tools.web import __main__ as command
-from tools.web.measure import placed, png
 
 
 @pytest.mark.parametrize("questions", [1, pytest.param(6, marks=pytest.mark.long)])

@@ -5,6 +5,5 @@ server.py    what its routes stand on
 routes.py    what the views Draw, Compare and Live ask
 live.py      what the runs are doing now
 guard.py     who may ask at all
-measure.py   what the page is held to, measured
 static/      the page itself
 """

@@ -1,9 +1,9 @@
 """What the page is held to, measured: on digits that are drawn large, by the clock, under a crowd, beside a training.
 
-    python -m tools.web.measure drawings         # 1,000 test digits in eight variations through the API
-    python -m tools.web.measure strokes          # from stroke to answer, in Chromium
-    python -m tools.web.measure clients          # 50 clients at once for 30 s
-    python -m tools.web.measure watched          # a training with and without a page that watches it
+    python -m tests.measure drawings         # 1,000 test digits in eight variations through the API
+    python -m tests.measure strokes          # from stroke to answer, in Chromium
+    python -m tests.measure clients          # 50 clients at once for 30 s
+    python -m tests.measure watched          # a training with and without a page that watches it
 
 The last three time things: let nothing else run meanwhile. ``strokes`` and ``watched`` need Playwright and Chromium.
 """
@@ -27,7 +27,7 @@ from PIL import Image, ImageFilter
 
 from common.cli import OneLineParser, check_at_least, run_command
 from common.files import PROJECT_DIR
-from tools.browser import DIGITS, ask, chromium, connected, draw, serving
+from tests.browser import DIGITS, ask, chromium, connected, draw, serving
 from visualization import load_metrics_json
 
 CANVAS = 280  # pixels; the page's drawing, and ten times MNIST's 28
