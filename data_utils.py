@@ -17,11 +17,12 @@ from typing import Protocol
 
 from common.files import UsageError
 from image_data.augmentation import FILL, augment
+from image_data.facts import MNIST, DataSet, facts_of
 from image_data.fetch import DataError, ensure_mnist
 from image_data.policies import POLICIES, Policy, get_policy
 from imports import BatchSampler, DataLoader, F, RandomSampler, Subset, datasets, torch, transforms
 
-MEAN, STD = 0.1307, 0.3081  # of all training pixels, as fractions of full white
+MEAN, STD = MNIST.mean, MNIST.std
 EVAL_BATCH_SIZE = 1000
 # Every run holds out the same images, whatever its seed, so that runs can be compared and combined on them.
 SPLIT_SEED = 0
@@ -43,13 +44,14 @@ class Data:
     train: Batches
     val: Batches | None
     test: Batches | None
+    facts: DataSet
     train_size: int  # images
     generator: torch.Generator
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
+def normalize(images: torch.Tensor, mean: float = MEAN, std: float = STD) -> torch.Tensor:
     """Grey levels 0-255 (float) -> the networks' input, in place; ToTensor and Normalize to the last bit."""
-    return images.div_(255).sub_(MEAN).div_(STD)
+    return images.div_(255).sub_(mean).div_(std)
 
 
 class TensorBatches:
@@ -62,6 +64,7 @@ class TensorBatches:
         generator: draws the order and the augmentation; None: the given order, no augmentation.
         share: (rank, count) of the process that gets its part of every batch. The draws are for whole batches,
             the same in every process: together the parts are what one process would see.
+        facts: of the data, whose mean and standard deviation normalise them.
     """
 
     def __init__(
@@ -72,12 +75,14 @@ class TensorBatches:
         policy: Policy | None = None,
         generator: torch.Generator | None = None,
         share: tuple[int, int] = (0, 1),
+        facts: DataSet = MNIST,
     ) -> None:
         if policy is not None and generator is None:
             raise ValueError("augmentation needs a generator")
         self.images, self.labels = images, labels
         self.batch_size, self.policy, self.generator = batch_size, policy, generator
         self.rank, self.processes = share
+        self.facts = facts
 
     def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
@@ -101,7 +106,7 @@ class TensorBatches:
         if self.policy is not None:
             draws = torch.rand(len(chosen), self.policy.draws, generator=self.generator, device=images.device)
             images = augment(images, self.policy, self._part(draws))
-        return normalize(images), self.labels[mine]
+        return normalize(images, self.facts.mean, self.facts.std), self.labels[mine]
 
     def _part(self, whole: torch.Tensor) -> torch.Tensor:
         return whole.tensor_split(self.processes)[self.rank]
@@ -123,23 +128,23 @@ class PartOfEachBatch:
             yield torch.tensor(batch).tensor_split(processes)[rank].tolist()
 
 
-def train_transforms(policy: Policy = POLICIES["rotate"]) -> transforms.Compose:
+def train_transforms(policy: Policy = POLICIES["rotate"], facts: DataSet = MNIST) -> transforms.Compose:
     """The training transforms for PIL images: the specification's, or those of a rotation policy or none.
 
     Raises:
         ValueError: it is another policy.
     """
     if policy.draws == 0:
-        return test_transforms()
+        return test_transforms(facts)
     if not policy.nearest:
         raise ValueError("the torchvision pipeline knows none and rotate; the other policies need the tensor pipeline")
     rotation = transforms.RandomRotation((-policy.rotation, policy.rotation), fill=(FILL,))
-    return transforms.Compose([rotation, *test_transforms().transforms])
+    return transforms.Compose([rotation, *test_transforms(facts).transforms])
 
 
-def test_transforms() -> transforms.Compose:
+def test_transforms(facts: DataSet = MNIST) -> transforms.Compose:  # noqa: PT028  # no test
     """The specification's test transforms, for PIL images: no augmentation."""
-    return transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
+    return transforms.Compose([transforms.ToTensor(), transforms.Normalize((facts.mean,), (facts.std,))])
 
 
 def split_indices(labels: torch.Tensor, val_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,8 +199,7 @@ def _read_images(data_dir: str | os.PathLike[str], train: bool) -> tuple[torch.T
 class DataSettings(Protocol):
     """What ``load_data`` takes of a run's settings; a ``TrainConfig`` has it."""
 
-    @property
-    def data_folder(self) -> Path: ...
+    def ensure_data(self, log: Callable[[str], None]) -> Path: ...  # a folder with the verified data in MNIST/raw
     @property
     def batch_size(self) -> int: ...  # of the training batches; the last one of an epoch may be smaller
     @property
@@ -226,46 +230,53 @@ def load_data(
     Raises:
         DataError, UsageError: as ``load_images`` and ``split_indices``.
     """
-    ensure_mnist(settings.data_folder, log)
-    images, labels = _read_images(settings.data_folder, train=True)
+    folder = settings.ensure_data(log)
+    facts = facts_of(folder)
+    images, labels = _read_images(folder, train=True)
     train_idx, val_idx = split_indices(labels, settings.val_split)
     if settings.pipeline == "torchvision":
-        return _torchvision_data(settings, (train_idx, val_idx), share, with_test)
+        return _torchvision_data(settings, folder, (train_idx, val_idx), share, with_test)
 
     generator = torch.Generator(device).manual_seed(settings.seed)
     policy = get_policy(settings.augment, settings.augment_strength)
     images, labels = images.to(device), labels.to(device)
 
     def in_order(images: torch.Tensor, labels: torch.Tensor) -> TensorBatches:
-        return TensorBatches(images.to(device), labels.to(device), EVAL_BATCH_SIZE, share=share)
+        return TensorBatches(images.to(device), labels.to(device), EVAL_BATCH_SIZE, share=share, facts=facts)
 
     return Data(
-        train=TensorBatches(images[train_idx], labels[train_idx], settings.batch_size, policy, generator, share),
+        train=TensorBatches(images[train_idx], labels[train_idx], settings.batch_size, policy, generator, share, facts),
         val=in_order(images[val_idx], labels[val_idx]) if settings.val_split else None,
-        test=in_order(*_read_images(settings.data_folder, train=False)) if with_test else None,
+        test=in_order(*_read_images(folder, train=False)) if with_test else None,
+        facts=facts,
         train_size=len(train_idx),
         generator=generator,
     )
 
 
 def _torchvision_data(
-    settings: DataSettings, split: tuple[torch.Tensor, torch.Tensor], share: tuple[int, int], with_test: bool
+    settings: DataSettings,
+    folder: Path,
+    split: tuple[torch.Tensor, torch.Tensor],
+    share: tuple[int, int],
+    with_test: bool,
 ) -> Data:
     """The same by the specification's pipeline; ``split`` is what ``split_indices`` gives."""
-    train_idx, val_idx = split
+    (train_idx, val_idx), facts = split, facts_of(folder)
     policy = get_policy(settings.augment, settings.augment_strength)
     generator = torch.Generator().manual_seed(settings.seed)
 
     def images(train: bool, transform: transforms.Compose) -> datasets.MNIST:
-        return datasets.MNIST(str(settings.data_folder), train=train, transform=transform)
+        return datasets.MNIST(str(folder), train=train, transform=transform)
 
-    augmented = Subset(images(True, train_transforms(policy)), train_idx.tolist())
-    held_out = Subset(images(True, test_transforms()), val_idx.tolist())
+    augmented = Subset(images(True, train_transforms(policy, facts)), train_idx.tolist())
+    held_out = Subset(images(True, test_transforms(facts)), val_idx.tolist())
     sampler = PartOfEachBatch(len(train_idx), settings.batch_size, generator, share)
     return Data(
         train=DataLoader(augmented, batch_sampler=sampler, generator=generator),
         val=_evaluation_loader(held_out, share) if settings.val_split else None,
-        test=_evaluation_loader(images(False, test_transforms()), share) if with_test else None,
+        test=_evaluation_loader(images(False, test_transforms(facts)), share) if with_test else None,
+        facts=facts,
         train_size=len(train_idx),
         generator=generator,
     )

@@ -6,10 +6,12 @@ A name is imported when it is first asked for (PEP 562), so that importing this 
 ``python main.py --help`` answers without loading torch.
 """
 
+import ast
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what a type checker and an editor see; a test holds it against _SOURCES
+if TYPE_CHECKING:  # what a type checker and an editor see, and _SOURCES is read from
     import matplotlib.pyplot as plt
     import torch
     import torch.nn.functional as F
@@ -28,35 +30,13 @@ if TYPE_CHECKING:  # what a type checker and an editor see; a test holds it agai
     from torchvision import datasets, transforms
     from tqdm import tqdm
 
-# name -> (module, attribute of it; None: the module itself)
+# name -> (module, attribute of it; None: the module itself), of the imports above
 _SOURCES: dict[str, tuple[str, str | None]] = {
-    "AveragedModel": ("torch.optim.swa_utils", "AveragedModel"),
-    "BatchSampler": ("torch.utils.data", "BatchSampler"),
-    "DataLoader": ("torch.utils.data", "DataLoader"),
-    "Figure": ("matplotlib.figure", "Figure"),
-    "FileLock": ("filelock", "FileLock"),
-    "DistributedDataParallel": ("torch.nn.parallel", "DistributedDataParallel"),
-    "F": ("torch.nn.functional", None),
-    "LRScheduler": ("torch.optim.lr_scheduler", "LRScheduler"),
-    "MaxNLocator": ("matplotlib.ticker", "MaxNLocator"),
-    "OneCycleLR": ("torch.optim.lr_scheduler", "OneCycleLR"),
-    "RandomSampler": ("torch.utils.data", "RandomSampler"),
-    "StepLR": ("torch.optim.lr_scheduler", "StepLR"),
-    "Subset": ("torch.utils.data", "Subset"),
-    "Timeout": ("filelock", "Timeout"),
-    "dist": ("torch.distributed", None),
-    "datasets": ("torchvision", "datasets"),
-    "fx": ("torch.fx", None),
-    "get_ema_multi_avg_fn": ("torch.optim.swa_utils", "get_ema_multi_avg_fn"),
-    "nn": ("torch.nn", None),
-    "once_differentiable": ("torch.autograd.function", "once_differentiable"),
-    "optim": ("torch.optim", None),
-    "plt": ("matplotlib.pyplot", None),
-    "summary": ("torchsummary", "summary"),
-    "torch": ("torch", None),
-    "torchvision": ("torchvision", None),
-    "tqdm": ("tqdm", "tqdm"),
-    "transforms": ("torchvision", "transforms"),
+    alias.asname or alias.name: (getattr(node, "module", alias.name), alias.name if hasattr(node, "module") else None)
+    for block in ast.parse(Path(__file__).read_text(encoding="utf-8")).body
+    if isinstance(block, ast.If)
+    for node in block.body
+    for alias in getattr(node, "names", ())
 }
 
 

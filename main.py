@@ -10,11 +10,10 @@ import functools
 import os
 import shlex
 import sys
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from common.cli import OneLineParser, StopSignals, shown_path, silent
+from common.cli import OneLineParser, StopSignals, forgive_consoles, shown_path, silent
 from common.files import DamagedFileError, RunFiles, UsageError
 from training.config import TrainConfig, add_training_flags, read_config_file
 from training.processes import Processes
@@ -26,14 +25,7 @@ ECHO_SECONDS = 1.0
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags. Those that are not given are not in the result."""
-    examples = (__doc__ or "").split("\n", 2)[2]
-    parser = OneLineParser(
-        description="Train one of three small networks on MNIST.",
-        epilog="examples:\n" + textwrap.indent(examples, "  "),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(doc=__doc__, argument_default=argparse.SUPPRESS)
     add_training_flags(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last epoch's end, bit for bit")
     return parser
@@ -41,8 +33,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit status: 0 done, 1 the run failed, 2 a mistake in the arguments."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without the arrow sign
+    forgive_consoles()
     parser = get_args_parser()
     processes = Processes.from_environment()
     signals = StopSignals(ECHO_SECONDS if processes.count > 1 else 0.0)

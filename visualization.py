@@ -9,10 +9,11 @@ Every function finds the project's own folders whatever the current directory is
 import contextlib
 import copy
 import io
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.files import RunFiles, atomic_write
+from common.files import RunFiles, UsageError, atomic_write
 from common.results import (
     Metrics,
     OutputDir,
@@ -45,9 +46,35 @@ def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> 
     """
     path = RunFiles(name, output_dir).params
     try:
-        state = load_tensors(path)
+        return load_weights(model, path)
     except FileNotFoundError:
         raise no_such_run(path, output_dir, "_params.pth") from None
+
+
+def weights_file(name_or_file: str, output_dir: OutputDir = None) -> Path:
+    """The file of a run of this name, or the file itself.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    paths = [Path(name_or_file)]
+    with contextlib.suppress(UsageError):  # a path is no name
+        paths += [RunFiles(name_or_file, root).params for root in (output_dir, None)]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise UsageError(f"init: {name_or_file} is neither a run here nor a file with weights")
+
+
+def load_weights(model: Model, path: Path) -> Model:
+    """Load a file of weights into ``model`` and return it in evaluation mode.
+
+    Raises:
+        FileNotFoundError, DamagedFileError, RuntimeError: as ``load_model_params``.
+    """
+    state = load_tensors(path)
+    if isinstance(state, dict):  # what DistributedDataParallel and torch.compile put before the names
+        state = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): value for name, value in state.items()}
     if _shapes(state) != _shapes(model.state_dict()):
         fitting = [
             other for other in known_models() if _shapes(state) == _shapes(get_strategy(other).build().state_dict())

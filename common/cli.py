@@ -1,7 +1,7 @@
 """What every command does alike: a mistake in one line, the exit status, signals.
 
-    parser = OneLineParser(description="...", allow_abbrev=False)
-    return run_command(parser, run, argv)      # run takes the parsed arguments and returns the exit status
+    main = command(get_args_parser, run)       # run takes the parsed arguments and returns the exit status
+    sys.exit(main())
 
 Needs no torch.
 """
@@ -9,6 +9,7 @@ Needs no torch.
 import argparse
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,13 +22,22 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Tells a mistake in one line, without the usage block; ``python -m tools.NAME`` is known by these words."""
+    """Tells a mistake in one line, without the usage block; ``python -m tools.NAME`` is known by these words.
 
-    def __init__(self, prog: str | None = None, **options: Any) -> None:
+    Args:
+        doc: of the command's module: a line, and examples below it.
+    """
+
+    def __init__(self, prog: str | None = None, doc: str | None = None, **options: Any) -> None:
+        if doc is not None:
+            what, _, rest = doc.partition("\n")
+            examples = textwrap.indent(textwrap.dedent(rest.strip("\n").partition("\n\n")[0]), "  ")
+            shown = {"description": what, "epilog": f"examples:\n{examples}"}
+            options = shown | {"formatter_class": argparse.RawDescriptionHelpFormatter} | options
         module = getattr(sys.modules["__main__"], "__spec__", None)
         if prog is None and module is not None and module.origin == sys.argv[0]:  # as argparse does from 3.14 on
             prog = f"python -m {module.name.removesuffix('.__main__')}"
-        super().__init__(prog, **options)
+        super().__init__(prog, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         # What was typed may hold anything, line breaks included.
@@ -47,6 +57,7 @@ def run_command(
     Returns what it returns; what it raises is told in one line on stderr. A UsageError gives exit status 2, one of
     ``failures`` or a package that is not installed 1, Ctrl-C 130 and the line ``interrupted``.
     """
+    forgive_consoles()
     args = parser.parse_args(argv)
     status = 1
     try:
@@ -61,6 +72,24 @@ def run_command(
         line, status = interrupted, INTERRUPTED
     print(f"{parser.prog}: {line}", file=sys.stderr)
     return status
+
+
+def forgive_consoles() -> None:
+    """Let a console that lacks a character show a replacement; Jupyter's output and a closed one are left alone."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def command(
+    parser: Callable[[], argparse.ArgumentParser], run: Callable[[argparse.Namespace], int], **options: Any
+) -> Callable[[Sequence[str] | None], int]:
+    """The ``main`` of a tool: it takes the arguments (None: the process's own) and returns the exit status."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_command(parser(), run, argv, **options)
+
+    return main
 
 
 def check_at_least(args: argparse.Namespace, **least: int) -> None:

@@ -48,6 +48,12 @@ def load_tensors(path: Path) -> Any:
         DamagedFileError: a byte of it changed or is missing, or it is a pickle that would run code; nothing is run.
     """
     try:
+        with open(path, "rb") as file:
+            if file.read(4) == b"\x80\x02\x8a\x0a":  # what torch.save wrote before version 1.6
+                raise DamagedFileError(
+                    f"{path} is of the format before PyTorch 1.6; save it again:"
+                    f" torch.save(torch.load({str(path)!r}, weights_only=True), {str(path)!r})"
+                )
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
             changed = archive.testzip()
         if changed is not None:

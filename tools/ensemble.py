@@ -21,6 +21,7 @@ from typing import Any
 from common.cli import OneLineParser, check_at_least, run_command
 from common.files import RunFiles, UsageError
 from data_utils import load_images, split_indices
+from image_data.facts import facts_of
 from imports import F, nn, torch
 from model_strategy import known_models
 from tools.evaluate.measures import as_input, expected_calibration_error, fit_temperature, predict
@@ -102,6 +103,8 @@ def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
     """
     if not args.members:
         common = {"data_dir": args.data_dir, "output_dir": args.output_dir}
+        if args.dataset is not None:
+            common["dataset"] = args.dataset
         return [
             TrainConfig.from_sources(
                 common | {"model": model, "seed": seed, "name": f"{args.name}_model_{model}_seed_{seed}"}, args.config
@@ -145,6 +148,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     """Train what is missing, choose how to vote, measure, write ``outputs/NAME.json``, and return what it says."""
     members = wanted_members(args)
     models = [member.model for member in members]
+    data = facts_of(members[0].ensure_data())
     images, labels = load_images(members[0].data_folder, train=True)
     twins = [twin_of(member, round(HELD_OUT * len(labels))) for member in members]
     train_missing(members + [twin for twin in twins if twin not in members], args.jobs)
@@ -164,6 +168,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "schema": ENSEMBLE_SCHEMA,
         "name": args.name,
         "kind": "ensemble",
+        "data": data.as_json(),
         "members": [member.run_name for member in members],
         "models": models,
         "method": chosen.method,
@@ -209,7 +214,7 @@ def print_description(description: dict[str, Any]) -> None:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = OneLineParser(description="Several networks that vote.", allow_abbrev=False)
+    parser = OneLineParser(description="Several networks that vote.")
     parser.add_argument("--name", default="ensemble", help="of the ensemble and its file (ensemble)")
     parser.add_argument("--members", nargs="+", metavar="RUN", help="saved runs that vote; default: those of the next")
     parser.add_argument("--models", nargs="+", choices=known_models(), default=["1", "2", "3"], help="(1 2 3)")
@@ -220,6 +225,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--method", choices=["best", *METHODS], default="best", help="how they vote; best: on held-out images"
     )
     parser.add_argument("--jobs", type=int, default=1, help="how many to train at once, the threads divided (1)")
+    parser.add_argument("--dataset", help="what they are trained on, as of main.py (mnist)")
     parser.add_argument("--data_dir", default=None, help="folder with MNIST/raw; default: the project's data")
     parser.add_argument("--output_dir", default=None, help="where outputs is; default: the project")
     return parser

@@ -6,10 +6,12 @@ over batches. The networks and the schedule are the project's, nothing of its fa
     python -m tools.naive --model 1 --epochs 2 --seed 3
 """
 
+import argparse
 import json
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from common.cli import OneLineParser, run_command
 from data_utils import test_transforms, train_transforms
@@ -17,7 +19,7 @@ from imports import DataLoader, F, datasets, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import get_strategy
 from models.blocks import ConvBlock
-from training.config import TrainConfig
+from training.config import TrainConfig, add_training_flags, given_settings
 from training.machine import resolve_device
 
 
@@ -90,17 +92,11 @@ def train(config: TrainConfig) -> int:
 
 def main() -> int:
     """Run the command. Returns its exit status."""
-    parser = OneLineParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--model", default="1")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--scheduler", default="onecycle")
-    parser.add_argument("--max_lr", type=float, default=0.75)
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--data_dir")
-    return run_command(parser, lambda args: train(TrainConfig(**vars(args))), None)
+    description = (__doc__ or "").splitlines()[0]
+    parser = OneLineParser(description=description, argument_default=argparse.SUPPRESS)
+    add_training_flags(parser)
+    defaults: dict[str, Any] = {"epochs": 1, "scheduler": "onecycle"}
+    return run_command(parser, lambda args: train(TrainConfig(**defaults | given_settings(args))), None)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Any trained network by its name: a run of the training command, or an ensemble of several.
 
 network = load_network("mnist_model_1")
-rows = probabilities(network.model, images)       # of images in MNIST's form
+rows = probabilities(network, images)       # of images in MNIST's form
 networks = Networks("results").all()              # every one under a folder, loaded again when its files change
 """
 
@@ -11,19 +11,22 @@ import json
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from common.cli import silent
 from common.files import DamagedFileError, RunFiles, UsageError, existing_runs
 from common.results import OutputDir, wrong_fields
-from data_utils import normalize
+from data_utils import MEAN, STD, Batch, load_images, normalize
+from image_data.facts import MNIST, DataSet
 from image_data.form import MnistImage
 from imports import F, nn, torch
 from model_strategy import get_strategy
 from tools.timing import forward_ms
+from training.config import TrainConfig, same_data
 from visualization import count_parameters, load_metrics_json, load_model_params
 
 T = TypeVar("T")
@@ -48,6 +51,11 @@ class Network:
     parameters: int
     accuracy: float | None
     facts: dict[str, Any]  # a run's metrics, or the description of an ensemble
+
+    @property
+    def data(self) -> DataSet:
+        """What it was trained on."""
+        return DataSet.of(self.facts)
 
     @functools.cached_property
     def latency_ms(self) -> float:
@@ -121,7 +129,7 @@ def load_network(name: str, output_dir: OutputDir = None, kind: str | None = Non
             facts = read_ensemble(files)
             module: nn.Module = _ensemble_of(facts, output_dir)
         else:
-            facts = load_metrics_json(name, output_dir) if model is None else {}
+            facts = load_metrics_json(name, output_dir) if model is None or files.metrics.is_file() else {}
             module = load_run(model or facts["model"], name, output_dir)
     except DamagedFileError:
         raise
@@ -129,6 +137,42 @@ def load_network(name: str, output_dir: OutputDir = None, kind: str | None = Non
         raise UsageError(str(error)) from None
     accuracies = [float(facts["accuracy"])] if kind == "ensemble" else facts.get("test_acc")
     return Network(name, kind, module, count_parameters(module), accuracies[-1] if accuracies else None, facts)
+
+
+class OnOwnData(nn.Module):
+    """A network of other data than MNIST, as the tools ask it: of input that is normalised as MNIST's.
+
+    An output without a class is never the answer.
+    """
+
+    def __init__(self, network: nn.Module, data: DataSet) -> None:
+        super().__init__()
+        self.network, self.data = network, data
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        said = self.network(images * (STD / self.data.std) + (MEAN - self.data.mean) / self.data.std)
+        classes = len(self.data.classes)
+        return F.pad(F.log_softmax(said[:, :classes], 1), (0, said.shape[1] - classes), value=-100.0)
+
+
+def images_of(network: Network, train: bool, output_dir: OutputDir, data_dir: Path | None = None) -> Batch:
+    """The training or test images uint8 [N, 28, 28] of what ``network`` was trained on, and their labels.
+
+    Args:
+        data_dir: where they are now, or others to take, which is said; None: where the run had them.
+
+    Raises:
+        UsageError: they are no longer there, or have changed.
+    """
+    facts = network.facts
+    if network.kind == "ensemble":  # its members agree
+        facts = load_metrics_json(facts["members"][0], output_dir)
+    config = TrainConfig(**facts.get("config", {}))
+    if data_dir is not None:
+        config = replace(config, data_dir=str(data_dir))
+    folder = same_data(config, network.data, f"data_dir: {network.name}", None if data_dir is None else print)
+    return load_images(folder, train, silent)
 
 
 def load_run(model: str, name: str, output_dir: OutputDir = None) -> nn.Module:
@@ -143,7 +187,11 @@ def load_run(model: str, name: str, output_dir: OutputDir = None) -> nn.Module:
         network = get_strategy(model).build()
     except ValueError as error:  # one that was registered in a script
         raise DamagedFileError(f"{RunFiles(name, output_dir).params} cannot be used here: {error}") from None
-    return load_model_params(network, name, output_dir)
+    network = load_model_params(network, name, output_dir)
+    known = RunFiles(name, output_dir).metrics.is_file()
+    data = DataSet.of(load_metrics_json(name, output_dir)) if known else MNIST
+    same = (data.mean, data.std, len(data.classes)) == (MEAN, STD, len(MNIST.classes))
+    return network if same else OnOwnData(network, data)
 
 
 def load_ensemble(name: str = "ensemble", output_dir: OutputDir = None) -> Ensemble:
@@ -301,9 +349,9 @@ class Networks:
         return [ensemble_file(files)]
 
 
-def probabilities(network: nn.Module, images: Sequence[MnistImage]) -> list[list[float]]:
-    """What ``network`` makes of images in MNIST's form: the ten classes' probabilities, an image a row."""
+def probabilities(network: Network, images: Sequence[MnistImage]) -> list[list[float]]:
+    """What ``network`` makes of images in MNIST's form: the ten outputs' probabilities, an image a row."""
     batch = normalize(torch.from_numpy(np.stack(images)).unsqueeze(1).float())
     with torch.inference_mode():
-        rows: list[list[float]] = network(batch).exp().tolist()
+        rows: list[list[float]] = network.model(batch).exp().tolist()
     return rows

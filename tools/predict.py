@@ -2,15 +2,22 @@
 
 python -m tools.predict seven.png
 python -m tools.predict scans/*.png --name mnist_model_3
+python -m tools.predict test.csv --submission submission.csv
 """
 
 import argparse
+import glob
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from common.cli import OneLineParser, run_command
-from common.files import RunFiles, UsageError
+from common.cli import OneLineParser, command
+from common.files import RunFiles, UsageError, atomic_write
+
+if TYPE_CHECKING:
+    from image_data.form import MnistImage
 
 DEFAULT_RUN = "mnist_model_1"
 
@@ -20,51 +27,99 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         description="Which digits are on images.",
         epilog="An image is a PNG, JPEG or WebP file of one digit, dark on light or light on dark.",
-        allow_abbrev=False,
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or a CSV file")
+    parser.add_argument("--submission", type=Path, metavar="FILE", help="of a CSV file: write ImageId,Label")
     parser.add_argument("--name", default=DEFAULT_RUN, help=f"the run or ensemble that answers ({DEFAULT_RUN})")
     parser.add_argument("--output_dir", help="folder with outputs; default: the project")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
-    return run_command(get_args_parser(), predict_files, argv, failures=(OSError, RuntimeError))
-
-
 def predict_files(args: argparse.Namespace) -> int:
-    """Print a line a file: the digit, how sure the network is, and the second choice."""
-    paths: list[str] = args.images
-    for path in paths:
-        if not Path(path).is_file():
-            raise UsageError(f"{path} is no file")
+    """Print a line an image: the class, how sure the network is, and the second choice.
+
+    Returns the exit status: 1 if an image could not be read while others could.
+    """
+    paths = list(itertools.chain.from_iterable(map(expanded, args.images)))
+    if args.submission is not None and (len(paths) > 1 or not is_table(paths[0])):
+        raise UsageError("submission: give one CSV file of images, as Kaggle's test.csv")
     RunFiles(args.name, args.output_dir)  # checks the name before torch is loaded
-    from image_data.form import EmptyImageError, ImageError, MnistImage, read_grey, to_mnist
     from tools.networks import load_network, probabilities
 
-    digits: list[MnistImage | None] = []
-    for path in paths:
-        try:
-            digits.append(to_mnist(read_grey(path)))
-        except EmptyImageError:
-            digits.append(None)
-        except ImageError as error:
-            raise UsageError(f"{path}: {error}") from None
     network = load_network(args.name, args.output_dir)
-    drawn = [digit for digit in digits if digit is not None]
-    answers = iter(probabilities(network.model, drawn) if drawn else [])
-    width = max(map(len, [*paths, "image"]))
+    found, problems = read_all(paths, network.data.form)
+    drawn = [image for image in found.values() if image is not None]
+    answers = iter(probabilities(network, drawn) if drawn else [])
+    names = network.data.classes
+    if args.submission is not None:
+        labels = [names[max(range(len(names)), key=row.__getitem__)] for row in answers]
+        with atomic_write(args.submission) as file:
+            file.write("".join(["ImageId,Label\n", *(f"{i},{label}\n" for i, label in enumerate(labels, 1))]).encode())
+        print(f"{len(labels):,} answers written to {args.submission}")
+        return 0
+    width = max(map(len, [*found, "image"]))
     print(f"{'image':<{width}}  digit  confidence  second choice")
-    for path, digit in zip(paths, digits, strict=True):
-        if digit is None:
+    for path, image in found.items():
+        if image is None:
             print(f"{path:<{width}}  {'-':>5}  nothing is drawn on it")
             continue
         row = next(answers)
-        first, second = sorted(range(10), key=lambda digit: -row[digit])[:2]
-        print(f"{path:<{width}}  {first:>5}  {row[first]:>10.2%}  {second} at {row[second]:.2%}")
-    return 0
+        first, second = sorted(range(len(names)), key=lambda place: -row[place])[:2]
+        print(f"{path:<{width}}  {names[first]:>5}  {row[first]:>10.2%}  {names[second]} at {row[second]:.2%}")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
 
+
+def expanded(path: str) -> list[str]:
+    """The files that ``path`` means: those of a folder, and of a pattern that the shell has left alone.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if Path(path).is_dir():
+        files = [str(file) for file in sorted(Path(path).iterdir()) if file.is_file() and file.name[0] != "."]
+    else:
+        files = [path] if Path(path).is_file() else sorted(file for file in glob.glob(path) if Path(file).is_file())
+    if not files:
+        raise UsageError(f"{path} is no file")
+    return files
+
+
+def is_table(path: str) -> bool:
+    """Whether it is one of images, a row each."""
+    return path.endswith((".csv", ".csv.gz"))
+
+
+def read_all(paths: Sequence[str], form: str) -> "tuple[dict[str, MnistImage | None], list[str]]":
+    """The images in the ``form`` of the network's data, by their names, and a line for each that cannot be read.
+
+    None stands for an image on which nothing is drawn.
+
+    Raises:
+        UsageError: none can be.
+    """
+    from image_data.form import EmptyImageError, ImageError
+    from image_data.readers import read_csv, read_picture
+
+    found: dict[str, MnistImage | None] = {}
+    problems = []
+    for path in paths:
+        if is_table(path):
+            found |= {f"{path}:{row}": image for row, image in enumerate(read_csv(Path(path))[0], 1)}
+            continue
+        try:
+            found[path] = read_picture(path, form)
+        except EmptyImageError:
+            found[path] = None
+        except ImageError as error:
+            problems.append(f"{path}: {error}")
+    if not found:
+        raise UsageError("; ".join(problems))
+    return found, problems
+
+
+main = command(get_args_parser, predict_files, failures=(OSError, RuntimeError))
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from common.files import PROJECT_DIR, CommandError, UsageError
+from image_data.facts import DataSet, facts_of
 from tools.timing import seconds_of
 from training.config import TrainConfig, fields_in
 from visualization import load_metrics_json
@@ -76,7 +77,7 @@ def train_in_a_process(config: TrainConfig) -> float:
     Raises:
         ProcessError: it failed.
     """
-    settings = asdict(config) | {"data_dir": str(config.data_folder.resolve())}
+    settings = asdict(config) | {"data_dir": str(config.data_root.resolve())}
     if config.output_dir is not None:  # the command runs in the project's folder
         settings["output_dir"] = str(Path(config.output_dir).resolve())
     with tempfile.TemporaryDirectory() as folder:
@@ -100,6 +101,8 @@ def is_trained(config: TrainConfig) -> bool:
         return False
     saved = TrainConfig(**metrics["config"])
     other = [key for key in fields_in("recipe") if getattr(config, key) != getattr(saved, key)]
+    if config.data_folder.is_dir() and facts_of(config.data_folder).sha256 != DataSet.of(metrics).sha256:
+        other.append("data set")
     if other:
         raise UsageError(
             f"name: the run {config.run_name} is there with another {', '.join(other)}; choose another --name, or"

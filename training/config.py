@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import math
+import operator
 import re
 import tomllib
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from common.cli import silent
 from common.files import PROJECT_DIR, RunFiles, UsageError
+from image_data.facts import MNIST, NAMES, DataSet, ensure_data, facts_of, set_folder
 from image_data.policies import POLICIES
 from lr_schedulers import SCHEDULERS
 from model_strategy import known_models
@@ -66,6 +69,10 @@ class TrainConfig:
     # The same augmentation either way; tensor does it on whole batches and is several times faster.
     pipeline: str = setting("tensor", "how batches are made", choices=lambda: ["tensor", "torchvision"])
     augment: str = setting("rotate", "how training images are changed", choices=lambda: list(POLICIES))
+    image_form: str = setting(
+        "whole", "images of another size become 28x28 whole, or as MNIST was made", choices=lambda: ["whole", "mnist"]
+    )
+    init: str | None = setting(None, "weights to start from: the name of a run, or a .pth file")
 
     # Refinements, for config files; the defaults are the specification's
     pct_start: float = setting(0.3, "part of onecycle that rises", above=0.0, below=1.0, flag=False)
@@ -94,6 +101,7 @@ class TrainConfig:
     threads: int | None = setting(None, "CPU threads; default: torch's choice", "machine", minimum=1, maximum=1024)
 
     name: str | None = setting(None, "name of the run and its files; default: mnist_model_MODEL", "place")
+    dataset: str = setting("mnist", f"mnist, {', '.join(NAMES)}, or a folder or file of your own", "place")
     data_dir: str | None = setting(None, "folder with MNIST/raw; default: the project's data", "place")
     output_dir: str | None = setting(None, "folder for outputs, plots, summaries; default: the project", "place")
     tensorboard: bool = setting(False, "write outputs/tensorboard/NAME too, for TensorBoard", "place")
@@ -105,6 +113,9 @@ class TrainConfig:
                 value = float(value)
                 object.__setattr__(self, spec.name, value)
             _check(spec, value)
+            is_path = spec.name == "data_dir" or (spec.name == "dataset" and value not in (MNIST.name, *NAMES))
+            if is_path and value is not None:  # found from another folder too
+                object.__setattr__(self, spec.name, str(Path(value).absolute()))
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov: True is not allowed with momentum 0.0; it needs one above 0")
         RunFiles(self.run_name)  # checks the name
@@ -123,8 +134,18 @@ class TrainConfig:
         return RunFiles(self.run_name, self.output_dir)
 
     @property
-    def data_folder(self) -> Path:
+    def data_root(self) -> Path:
+        """Where data sets are kept."""
         return PROJECT_DIR / "data" if self.data_dir is None else Path(self.data_dir)
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the run's MNIST/raw is, or will be after ``ensure_data``."""
+        return set_folder(self.dataset, self.data_root, self.image_form)
+
+    def ensure_data(self, log: Callable[[str], None] = print) -> Path:
+        """``data_folder``, with the run's data there and verified. Raises as ``image_data.facts.ensure_data``."""
+        return ensure_data(self.dataset, self.data_root, self.image_form, log)
 
     @classmethod
     def from_sources(cls, flags: Mapping[str, Any], config_file: str | None = None) -> TrainConfig:
@@ -148,6 +169,24 @@ class TrainConfig:
             for flag, scheduler in used_by.items()
             if flag in given and self.scheduler != scheduler
         ]
+
+
+def same_data(config: TrainConfig, before: DataSet, who: str, note: Callable[[str], None] | None = None) -> Path:
+    """The folder of ``config``'s data, which ``who`` was trained on when they were ``before``.
+
+    Raises:
+        UsageError: they are not there, or others; with ``note`` that hears of others instead.
+    """
+    folder = config.data_folder
+    if before.sha256 != MNIST.sha256 and config.dataset == MNIST.name and not (folder / "MNIST" / "raw").is_dir():
+        raise UsageError(f"{who} is of {before}, and they are not in {folder}; give their --data_dir")
+    now = facts_of(config.ensure_data(silent))
+    if now.sha256 != before.sha256:
+        problem = f"{who} is of {before}, and this is {now}"
+        if note is None:
+            raise UsageError(f"{problem}; give --data_dir or --dataset of the first")
+        note(f"Note: {problem}.")
+    return folder
 
 
 def fields_in(*groups: str) -> tuple[str, ...]:
@@ -190,6 +229,14 @@ def field_type(spec: Field[Any]) -> type:
     return plain
 
 
+_LIMITS: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
+    ("minimum", operator.ge, "at least {}"),
+    ("maximum", operator.le, "at most {}"),
+    ("below", operator.lt, "below {:g}"),
+    ("above", operator.gt, "above {:g}"),
+)
+
+
 def _check(spec: Field[Any], value: Any) -> None:
     limits, name = spec.metadata, spec.name
     if value is None and spec.default is None:
@@ -200,14 +247,9 @@ def _check(spec: Field[Any], value: Any) -> None:
         raise UsageError(f"{name}: {value!r} is not allowed; it must be {kinds[wanted]}")
     if type(value) is float and not math.isfinite(value):
         raise UsageError(f"{name}: {value} is not allowed; it must be finite")
-    if "minimum" in limits and value < limits["minimum"]:
-        raise UsageError(f"{name}: {value} is not allowed; it must be at least {limits['minimum']}")
-    if "maximum" in limits and value > limits["maximum"]:
-        raise UsageError(f"{name}: {value} is not allowed; it must be at most {limits['maximum']}")
-    if "below" in limits and value >= limits["below"]:
-        raise UsageError(f"{name}: {value} is not allowed; it must be below {limits['below']:g}")
-    if "above" in limits and value <= limits["above"]:
-        raise UsageError(f"{name}: {value} is not allowed; it must be above {limits['above']:g}")
+    for limit, holds, words in _LIMITS:
+        if limit in limits and not holds(value, limits[limit]):
+            raise UsageError(f"{name}: {value} is not allowed; it must be {words.format(limits[limit])}")
     if "choices" in limits and value not in limits["choices"]():
         raise UsageError(f"{name}: {value!r} is not allowed; choose from {', '.join(limits['choices']())}")
     if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)):

@@ -22,11 +22,7 @@ class CompiledOrEager(nn.Module):
     def __init__(self, model: nn.Module, full_batch: int, log: Callable[[str], None]) -> None:
         super().__init__()
         self.model, self.full_batch, self.log = model, full_batch, log
-        # A backward pass alone has no forward convolution, by which the compiler would know that channels_last is meant
-        # (torch 2.14.1): untold, it wrote one gradient in another order, which was then copied.
-        self.compiled: Callable[[torch.Tensor], torch.Tensor] | None = torch.compile(
-            model, dynamic=False, options={"force_layout_optimization": True}
-        )
+        self.compiled: Callable[[torch.Tensor], torch.Tensor] | None = torch.compile(model, dynamic=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.compiled is not None and len(images) == self.full_batch:

@@ -20,6 +20,7 @@ from training.processes import ALONE, Processes
 from training.report import Report, new_metrics, print_line
 from training.run import Run
 from training.step import Step
+from visualization import load_weights, weights_file
 
 
 def prepare_run(
@@ -43,6 +44,11 @@ def prepare_run(
     amp = has_amp(config, device, log)
     data = load_data(config, device, log, (processes.rank, processes.count), with_test)
     check_last_batch(data.train_size, config, processes)
+    if config.scheduler == "onecycle" and config.pct_start * config.epochs * len(data.train) == 1:
+        raise UsageError(
+            f"pct_start: {config.pct_start} is not allowed with {config.epochs} epochs of {len(data.train)} batches:"
+            " onecycle would rise for one step, by which it divides; train longer, or choose another"
+        )
 
     torch.manual_seed(config.seed)
     model = make_network(config, device)
@@ -50,16 +56,8 @@ def prepare_run(
         torch.manual_seed(config.seed + processes.rank)
     step_model = as_a_step_runs_it(model, config, device, amp, processes, log)
     optimizer = make_optimizer(config, model, device)
-    scheduler = get_scheduler(
-        config.scheduler,
-        optimizer,
-        config.epochs,
-        len(data.train),
-        config.max_lr,
-        config.pct_start,
-        config.div_factor,
-        config.final_div_factor,
-    )
+    shape = config.max_lr, config.pct_start, config.div_factor, config.final_div_factor
+    scheduler = get_scheduler(config.scheduler, optimizer, config.epochs, len(data.train), *shape)
     average = None
     if config.ema_decay:  # of the running statistics too: they belong to the weights that they were taken with
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
@@ -76,7 +74,7 @@ def prepare_run(
     kernels = isinstance(step_model, KernelNetwork)
     if kernels:
         evaluated = KernelNetwork(evaluated)
-    metrics = new_metrics(config, model, device, data.train_size)
+    metrics = new_metrics(config, model, device, data.train_size) | {"data": data.facts.as_json()}
     metrics["environment"] |= {"processes": processes.count, "kernels": kernels}
     report = Report(config, metrics, device, processes, log)
     if device.type == "cuda" and config.graph:
@@ -153,6 +151,11 @@ def make_network(config: TrainConfig, device: torch.device) -> nn.Module:
     """The network that ``config`` names, new, with the dropout and the BatchNorm momentum that it sets."""
     model = ModelContext(get_strategy(config.model)).get_model(device)
     model = model.to(memory_format=torch.channels_last)
+    if config.init is not None:
+        try:
+            load_weights(model, weights_file(config.init, config.output_dir)).train()
+        except RuntimeError as error:
+            raise UsageError(f"init: {error}") from None
     for layer in model.modules():
         if isinstance(layer, nn.Dropout) and config.dropout is not None:
             layer.p = config.dropout

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from common.cli import silent
 from common.files import RunFiles, UsageError
 from common.results import Metrics
-from image_data.fetch import ensure_mnist
+from image_data.facts import DataSet
 from imports import FileLock, Timeout, nn
 from training.checkpoint import Checkpoint
-from training.config import TrainConfig
+from training.config import TrainConfig, same_data
 from training.machine import resolve_device
 from training.processes import ALONE, Processes
 from training.report import print_line
@@ -62,7 +62,9 @@ def train_and_evaluate(
     share_evenly(config, processes)
     device = resolve_device(config.device, processes)
     if processes.count > 1:  # those of one machine wait for each other here, not for a message that is overdue
-        ensure_mnist(config.data_folder, silent)
+        config.ensure_data(silent)
+    if checkpoint is not None and checkpoint["metrics"]:  # without them it is damaged, as ``restore`` tells
+        same_data(config, DataSet.of(checkpoint["metrics"]), "resume: the run")
     with locked(config.files, processes), processes.connected(device):
         run = prepare_run(config, device, processes, log)
         run.stop_requested = stop_requested

@@ -23,7 +23,7 @@ from imports import torch
 from model_strategy import get_strategy
 from tools.export import __main__ as export
 from tools.export.files import ROUNDS, measure_latency
-from tools.export.formats import FORMATS, MAX_BATCH
+from tools.export.formats import MAX_BATCH
 from visualization import load_model_params, save_model_params
 
 NAMES = ["mnist_model_1", "mnist_model_2", "mnist_model_3"]
@@ -42,6 +42,12 @@ class Phone:
 
             self.program = Runtime.get().load_program(path)
             self.method = self.program.load_method("forward")
+
+    def metadata(self):
+        if hasattr(self, "session"):
+            return self.session.get_modelmeta().custom_metadata_map
+        keys = self.program.method_names - {"forward"}
+        return {key: self.program.load_method(key).execute([])[0] for key in keys}
 
     def __call__(self, images):
         if hasattr(self, "session"):
@@ -195,8 +201,7 @@ def test_what_a_file_says_of_itself(exported):
     rows = json.loads(exported.path("export.json").read_text())["files"]
     for kind in exported.kinds:
         path = exported.path(kind)
-        (form,) = [form for form in FORMATS.values() if form.suffix == path.suffix[1:]]
-        metadata = form.read_metadata(path.read_bytes())
+        metadata = Phone(path).metadata()
         assert metadata["weights_sha256"] == hashlib.sha256(weights).hexdigest()
         assert metadata["classes"].split() == [str(digit) for digit in range(10)]
         assert metadata["precision"] == kind[:4]

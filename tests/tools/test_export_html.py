@@ -65,7 +65,7 @@ def test_it_reads_as_pytorch_does(name, count, opened, shipped_project, test_set
     assert size <= 150_000
     images = test_set[0][:count].numpy()
     found = np.array(opened(path).page.evaluate(READ, images.reshape(count, -1).tolist()))
-    expected = np.array(probabilities(load_network(name, shipped_project).model, images))
+    expected = np.array(probabilities(load_network(name, shipped_project), images))
     assert np.abs(found - expected).max() < 1e-4
     assert (found.argmax(1) == expected.argmax(1)).all()
 
@@ -84,10 +84,11 @@ def test_an_ensemble_votes_as_in_python(method, opened, tmp_path, test_set):
     members = [get_strategy(name).build() for name in "123"]
     ensemble = Ensemble(members, method, [0.5, 0.3, 0.2], temperature=0.7)
     path = tmp_path / "vote.html"
-    write_html(Network("vote", "ensemble", ensemble, 24_100, None, {}), path)
+    network = Network("vote", "ensemble", ensemble, 24_100, None, {})
+    write_html(network, path)
     images = test_set[0][:10].numpy()
     found = np.array(opened(path).page.evaluate(READ, images.reshape(10, -1).tolist()))
-    assert np.abs(found - np.array(probabilities(ensemble, images))).max() < 1e-5
+    assert np.abs(found - np.array(probabilities(network, images))).max() < 1e-5
 
 
 @pytest.mark.parametrize("count", [5, pytest.param(125, marks=pytest.mark.long)])
@@ -101,7 +102,7 @@ def test_a_drawing_gets_mnists_form_as_on_the_server(count, file, opened, test_s
     ).reshape(-1, 28, 28)
     expected = np.stack([to_mnist(drawing) for drawing in drawings]).astype(int)
     assert (np.abs(found - expected).max((1, 2)) <= 1).mean() >= 0.99
-    network = load_network("mnist_model_3").model
+    network = load_network("mnist_model_3")
     here, there = (np.array(probabilities(network, list(x.astype(np.uint8)))) for x in (found, expected))
     assert (here.argmax(1) == there.argmax(1)).all()
 

@@ -23,7 +23,7 @@ from training.report import TrainingError
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The two subcommands and their flags."""
-    parser = OneLineParser(description="Speed of a training step, accuracy of a recipe.", allow_abbrev=False)
+    parser = OneLineParser(description="Speed of a training step, accuracy of a recipe.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
 
     speed = commands.add_parser("throughput", help="images/s of the default and the best flags against a naive loop")

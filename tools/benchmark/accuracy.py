@@ -15,7 +15,7 @@ from typing import Any
 
 from common.cli import silent
 from common.files import UsageError
-from image_data.fetch import ensure_mnist
+from image_data.facts import MNIST, facts_of
 from imports import Figure, FileLock
 from tools.intervals import mean_and_interval
 from tools.output import write_figure, write_json
@@ -50,7 +50,9 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
     device = resolve_device(config.device)
     if device.type != "cpu":
         recipe["device"] = device.type
-    ensure_mnist(config.data_folder)
+    data = facts_of(config.ensure_data())
+    if data.sha256 != MNIST.sha256:
+        recipe["data"] = f"{data.name} {data.sha256[:12]}"
     threads = config.threads or threads_each(args.jobs)
     store = SeriesStore(args.results / "outputs" / "benchmark_accuracy.json", recipe, args.label)
     seeds = [args.first_seed + number for number in range(args.seeds)]

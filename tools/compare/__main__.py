@@ -9,26 +9,20 @@ The page (``python -m tools.web``) shows the same: what is compared is computed 
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import OneLineParser, run_command
+from common.cli import OneLineParser, command
 from common.files import RunFiles, UsageError, atomic_write
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = OneLineParser(description="Compare trained runs, as a table and as one HTML file.", allow_abbrev=False)
+    parser = OneLineParser(description="Compare trained runs, as a table and as one HTML file.")
     parser.add_argument("names", nargs="*", metavar="RUN", help="runs or ensembles; default: all that there are")
     parser.add_argument("--output", type=Path, help="the HTML file; default: outputs/comparison.html")
     parser.add_argument("--output_dir", help="folder with outputs; default: the project")
     parser.add_argument("--data_dir", help="folder with MNIST/raw; default: the project's data")
     return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
-    return run_command(get_args_parser(), compare_and_write, argv)
 
 
 def compare_and_write(args: argparse.Namespace) -> int:
@@ -59,5 +53,7 @@ def compare_and_write(args: argparse.Namespace) -> int:
     return 0
 
 
+main = command(get_args_parser, compare_and_write)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

@@ -14,6 +14,7 @@ from common.cli import silent
 from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, existing_runs
 from common.results import Metrics
 from data_utils import load_images
+from image_data.facts import MNIST, DataSet
 from image_data.fetch import DataError, is_there
 from tools.networks import (
     ENSEMBLE_COMMAND,
@@ -24,6 +25,7 @@ from tools.networks import (
     known_ensembles,
     read_ensemble,
 )
+from training.config import TrainConfig
 from visualization import load_metrics_json
 
 SCHEMA = 1
@@ -196,6 +198,18 @@ class Comparer:
             except (OSError, ValueError, RecursionError, TypeError, LookupError, AttributeError) as error:
                 comparison.problems.append(f"{path} is not as its schema says: {type(error).__name__} {error}")
 
+    def _data(self, name: str) -> DataSet:
+        metrics = self.metrics.get(name)
+        return DataSet.of(read_ensemble(RunFiles(name, self.output_dir)) if isinstance(metrics, str) else metrics)
+
+    def _data_dir(self, name: str) -> str | None:
+        """Where the test images of a run are."""
+        metrics = self.metrics.get(name)
+        of_run = None if isinstance(metrics, str) or self.data_dir is not None else metrics["config"].get("dataset")
+        if of_run in (None, MNIST.name) or isinstance(metrics, str):
+            return self.data_dir
+        return str(TrainConfig(**metrics["config"]).data_folder)
+
     def _command(self, command: str) -> str:
         return command if self.output_dir is None else f"{command} --output_dir {self.output_dir}"
 
@@ -228,20 +242,26 @@ class Comparer:
         ]
 
     def _disagreements(self, evaluations: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-        """The test images that some networks get right and others wrong, or wrong in different ways."""
+        """The test images that some networks get right and others wrong, or wrong in different ways.
+
+        Of networks that were trained on other data than the first, nothing is said.
+        """
         wrong: dict[int, dict[str, int]] = {}
         labels: dict[int, int] = {}
-        for name, evaluation in evaluations.items():
-            for index, (label, predicted) in evaluation.pop("mistakes").items():
+        mistakes = {name: evaluation.pop("mistakes") for name, evaluation in evaluations.items()}
+        data = {name: self._data(name) for name in evaluations}
+        alike = [name for name in data if data[name].sha256 == next(iter(data.values())).sha256]
+        for name in alike:
+            for index, (label, predicted) in mistakes[name].items():
                 wrong.setdefault(index, {})[name] = predicted
                 labels[index] = label
         found: list[dict[str, Any]] = []
         for index, mistaken in sorted(wrong.items()):
-            predicted = {name: mistaken.get(name, labels[index]) for name in evaluations}
+            predicted = {name: mistaken.get(name, labels[index]) for name in alike}
             if len(set(predicted.values())) > 1:
                 found.append({"index": index, "true": labels[index], "predicted": predicted})
         found.sort(key=lambda entry: -len(set(entry["predicted"].values())))  # stable: then by index
-        digits = mnist_test_digits(self.data_dir) if found else None
+        digits = mnist_test_digits(self._data_dir(alike[0])) if found else None
         for entry in found[:MAX_DISAGREEMENTS]:
             if digits is not None and entry["index"] < len(digits[0]):
                 entry["pixels"] = base64.b64encode(digits[0][entry["index"]].tobytes()).decode()

@@ -7,16 +7,10 @@ python -m tools.evaluate --ensemble ensemble
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from common.cli import OneLineParser, run_command, shown_path
+from common.cli import OneLineParser, command, shown_path
 from common.files import UsageError
 from training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from tools.networks import Network
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -24,35 +18,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         description="Accuracy, errors, calibration, robustness and saliency of a trained network.",
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--name", help="the run whose network is measured (mnist_model_1)")
     which.add_argument("--ensemble", metavar="NAME", help="the ensemble to measure instead")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps; auto is cuda where there is one (auto)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's choice")
-    parser.add_argument("--data_dir", help="folder with MNIST/raw; default: the project's data")
+    parser.add_argument("--data_dir", help="folder with MNIST/raw; default: the run's")
     parser.add_argument("--output_dir", help="where outputs and plots are; default: the project")
     return parser
-
-
-def load(config: TrainConfig, ensemble: bool) -> "Network":
-    """The network to measure.
-
-    Raises:
-        UsageError: there is no such run or ensemble, or it is not finished.
-        DamagedFileError: a file of it is damaged, or its network is not registered.
-    """
-    from tools.networks import load_network
-
-    try:
-        network = load_network(config.run_name, config.output_dir, "ensemble" if ensemble else "network")
-    except UsageError as error:
-        raise UsageError(f"{'ensemble' if ensemble else 'name'}: {error}") from None
-    status = "finished" if ensemble else network.facts["status"]
-    if status != "finished":
-        raise UsageError(f"name: {config.run_name} is not finished; its metrics say that it is {status}")
-    return network
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,26 +36,38 @@ def run(args: argparse.Namespace) -> int:
     if ensemble:
         settings["name"] = settings.pop("ensemble")
     config = TrainConfig(**settings)
-    from data_utils import load_images, split_indices
+    from data_utils import split_indices
     from imports import nn, torch
-    from tools.networks import Ensemble
+    from tools.networks import Ensemble, OnOwnData, images_of, load_network
     from training.machine import keep_freed_memory, resolve_device
     from training.native import with_kernels
 
     device = resolve_device(config.device)
-    network = load(config, ensemble)
+    try:
+        network = load_network(config.run_name, config.output_dir, "ensemble" if ensemble else "network")
+    except UsageError as error:
+        raise UsageError(f"{'ensemble' if ensemble else 'name'}: {error}") from None
+    if not ensemble and network.facts["status"] != "finished":
+        raise UsageError(
+            f"name: {config.run_name} is not finished; its metrics say that it is {network.facts['status']}"
+        )
     model, of_run = network.model.to(device), {} if ensemble else network.facts["config"]
-    if config.data_dir is None:  # what was held out belongs to the images that it was trained on
-        config = replace(config, data_dir=of_run.get("data_dir"))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
         keep_freed_memory()
         log = functools.cache(print)  # what is said of one member is not said of the next
+
+        def fast(part: nn.Module) -> nn.Module:
+            if not isinstance(part, OnOwnData):
+                return with_kernels(part, log)
+            part.network = with_kernels(part.network, log)
+            return part
+
         if isinstance(model, Ensemble):
-            model.members = nn.ModuleList(with_kernels(member, log) for member in model.members)
+            model.members = nn.ModuleList(fast(member) for member in model.members)
         else:
-            model = with_kernels(model, log)
+            model = fast(model)
 
     from common.results import save_json
     from tools.evaluate.figures import all_figures
@@ -90,13 +76,14 @@ def run(args: argparse.Namespace) -> int:
 
     files = config.files
     files.make_folders()
-    test = load_images(config.data_folder, train=False)
+    place = config.output_dir, None if config.data_dir is None else config.data_root
+    test = images_of(network, False, *place)
     held_out = None
     if val_split := of_run.get("val_split"):
-        images, labels = load_images(config.data_folder, train=True)
+        images, labels = images_of(network, True, *place)
         chosen = split_indices(labels, val_split)[1]
         held_out = images[chosen], labels[chosen]
-    evaluation = evaluate_network(config.run_name, model, test, held_out, device)
+    evaluation = evaluate_network(config.run_name, model, test, held_out, device, network.data.classes)
     if ensemble:  # fitted when it was made, and a part of what it says
         evaluation["calibration"]["temperature"] = float(network.facts["temperature"])
     print_evaluation(evaluation)
@@ -109,10 +96,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status: 0 done, 1 it failed, 2 a mistake in the arguments."""
-    return run_command(get_args_parser(), run, argv)
-
+main = command(get_args_parser, run)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

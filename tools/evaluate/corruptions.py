@@ -2,7 +2,7 @@
 
 corrupt(images, "fog", strength=3)      # uint8 [N, 28, 28] -> the same
 
-CORRUPTIONS lists them with their strengths. Those marked MNIST-C have the values of its authors' code
+corruptions.toml lists them with their strengths. Those marked MNIST-C have the values of its authors' code
 (github.com/google-research/mnist-c, corruptions.py), in which every corruption has 5 severities although the published
 images are of one each. Where it knows one severity only, or measures in another way, the strengths are this module's.
 Not among them is its 16th, canny_edges, which has no strength. The draws are our own, so that the images are not those
@@ -10,8 +10,10 @@ of the published files, but of the same kind.
 """
 
 import math
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torchvision.transforms import v2
@@ -36,7 +38,7 @@ class Corruption:
     apply: Callable[[Images, Any, torch.Generator], Images]
     strengths: tuple[Any, ...]
     meaning: str  # of a strength's value
-    source: str
+    source: str = "MNIST-C"
 
 
 def corrupt(images: torch.Tensor, name: str, strength: int, seed: int = SEED) -> torch.Tensor:
@@ -244,31 +246,11 @@ def _draw(images: Images, rows: torch.Tensor, columns: torch.Tensor) -> Images:
     return (images + ink.unsqueeze(1)).clamp(max=1)
 
 
-MNIST_C = "MNIST-C"
-CORRUPTIONS: dict[str, Corruption] = {
-    "shot_noise": Corruption(shot_noise, (60, 25, 12, 5, 3), "photons of a white pixel", MNIST_C),
-    "impulse_noise": Corruption(impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27), "share of the pixels", MNIST_C),
-    "gaussian_blur": Corruption(gaussian_blur, (1, 2, 3, 4, 6), "standard deviation, pixels", MNIST_C),
-    "glass_blur": Corruption(
-        glass_blur,
-        ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
-        "blur, pixels; reach of a swap; rounds",
-        MNIST_C,
-    ),
-    "motion_blur": Corruption(
-        motion_blur, ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)), "reach, standard deviation, pixels", MNIST_C
-    ),
-    "shear": Corruption(shear, (0.2, 0.4, 0.6, 0.8, 1.0), "pixels a row", "MNIST-C's values, as radians there"),
-    "rotate": Corruption(rotate, (0.2, 0.4, 0.6, 0.8, 1.0), "radians", MNIST_C),
-    "translate": Corruption(translate, (1, 2, 3, 4, 5), "pixels, in both directions", MNIST_C),
-    "scale": Corruption(scale, (0.9, 0.8, 0.7, 0.6, 0.5), "factor", MNIST_C),
-    "brightness": Corruption(brightness, (0.1, 0.2, 0.3, 0.4, 0.5), "added, of white", MNIST_C),
-    "contrast": Corruption(contrast, (0.4, 0.3, 0.2, 0.1, 0.05), "factor", MNIST_C),
-    "stripe": Corruption(stripe, (1, 3, 5, 7, 9), "columns either side", "this module; MNIST-C's is the fourth"),
-    "fog": Corruption(fog, ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)), "thickness, smoothness", MNIST_C),
-    "spatter": Corruption(
-        spatter, (0.1, 0.2, 0.3, 0.4, 0.5), "share of the image", "this module; MNIST-C's are not in order"
-    ),
-    "dotted_line": Corruption(dotted_line, (1, 2, 3, 4, 5), "lines", "this module; MNIST-C's is the first"),
-    "zigzag": Corruption(zigzag, (1, 2, 3, 4, 5), "lines", "this module; MNIST-C's is the first"),
-}
+def _table() -> dict[str, Corruption]:
+    found = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    for row in found.values():
+        row["strengths"] = tuple(tuple(value) if isinstance(value, list) else value for value in row["strengths"])
+    return {name: Corruption(globals()[name], **row) for name, row in found.items()}
+
+
+CORRUPTIONS = _table()

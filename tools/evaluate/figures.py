@@ -38,7 +38,9 @@ def confusion_figure(evaluation: dict[str, Any]) -> Figure:
             if count:
                 color = "#777777" if true == predicted else "white" if count > 0.6 * highest else "black"
                 axes.text(predicted, true, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
-    axes.set(xlabel="predicted digit", ylabel="true digit", xticks=range(CLASSES), yticks=range(CLASSES))
+    names = evaluation.get("classes", range(CLASSES))
+    axes.set(xlabel="predicted", ylabel="true", xticks=range(len(names)), yticks=range(len(names)))
+    axes.set(xticklabels=names, yticklabels=names, xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5))
     axes.set_title(f"{evaluation['name']}: {len(evaluation['mistakes'])} mistakes in {evaluation['images']:,} images")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -97,12 +99,9 @@ def reliability_figure(evaluation: dict[str, Any]) -> Figure:
 
 def _draw_reliability(axes: Any, bins: list[dict[str, Any]], color: str, marker: str, label: str) -> None:
     confidences = [row["confidence"] for row in bins]
-    accuracies = [row["accuracy"] for row in bins]
-    intervals = [wilson_interval(row["correct"], row["images"]) for row in bins]
-    bars = [
-        [accuracy - low for accuracy, (low, _) in zip(accuracies, intervals, strict=True)],
-        [high - accuracy for accuracy, (_, high) in zip(accuracies, intervals, strict=True)],
-    ]
+    accuracies = torch.tensor([row["accuracy"] for row in bins])
+    ends = torch.tensor([wilson_interval(row["correct"], row["images"]) for row in bins]).T
+    bars = (ends - accuracies).abs()
     axes.errorbar(confidences, accuracies, yerr=bars, fmt=marker, color=color, capsize=2, markersize=5, label=label)
 
 

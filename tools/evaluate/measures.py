@@ -7,9 +7,11 @@ evaluation = evaluate_network("mnist_model_1", model, test, held_out, device)
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from data_utils import EVAL_BATCH_SIZE, normalize
+from image_data.facts import MNIST
 from imports import F, nn, torch, tqdm
 from tools.evaluate.corruptions import CORRUPTIONS, corrupt
 from tools.intervals import wilson_interval
@@ -167,7 +169,12 @@ def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.T
 
 
 def evaluate_network(
-    name: str, model: nn.Module, test: LabelledImages, held_out: LabelledImages | None, device: torch.device
+    name: str,
+    model: nn.Module,
+    test: LabelledImages,
+    held_out: LabelledImages | None,
+    device: torch.device,
+    classes: Sequence[str] = MNIST.classes,
 ) -> dict[str, Any]:
     """All measures of ``model``, which is on ``device``: docs/evaluate.md lists the fields.
 
@@ -193,6 +200,7 @@ def evaluate_network(
         "confusion": confusion_matrix(predicted, labels).tolist(),
         "mistakes": find_mistakes(log_probabilities, labels),
         "corruptions": robustness(model, images, labels, device),
+        "classes": list(classes),
         "environment": environment(device),
     }
 
@@ -207,26 +215,20 @@ def calibration(
             them no temperature is fitted: on the test images it would be chosen by what it is measured with, and on
             the network's own training images it comes out too sure.
     """
-    result: dict[str, Any] = {
-        "ece": expected_calibration_error(log_probabilities, labels),
-        "loss": float(F.nll_loss(log_probabilities, labels)),
-        "bins": reliability_bins(log_probabilities, labels),
-        "temperature": None,
-        "fitted_on": 0,
-        "ece_scaled": None,
-        "loss_scaled": None,
-        "bins_scaled": None,
-    }
+
+    keys = ("ece", "loss", "bins")
+
+    def measured(said: torch.Tensor) -> tuple[float, float, list[dict[str, Any]]]:
+        loss = float(F.nll_loss(said, labels))
+        return expected_calibration_error(said, labels), loss, reliability_bins(said, labels)
+
+    result: dict[str, Any] = dict(zip(keys, measured(log_probabilities), strict=True))
+    result |= {"temperature": None, "fitted_on": 0} | {f"{key}_scaled": None for key in keys}
     if held_out is not None and bool((held_out[0].argmax(1) != held_out[1]).any()):
         temperature = fit_temperature(*held_out)
-        scaled = scale(log_probabilities, temperature)
-        result |= {
-            "temperature": temperature,
-            "fitted_on": len(held_out[1]),
-            "ece_scaled": expected_calibration_error(scaled, labels),
-            "loss_scaled": float(F.nll_loss(scaled, labels)),
-            "bins_scaled": reliability_bins(scaled, labels),
-        }
+        result |= {"temperature": temperature, "fitted_on": len(held_out[1])}
+        scaled = measured(scale(log_probabilities, temperature))
+        result |= {f"{key}_scaled": value for key, value in zip(keys, scaled, strict=True)}
     return result
 
 
@@ -257,11 +259,14 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
         f" {len(evaluation['mistakes'])} mistakes\n"
     )
     print(f"{'digit':<6} {'precision':>9} {'recall':>7} {'F1':>7} {'images':>7}   taken for")
-    for row, counts in zip(evaluation["per_class"], evaluation["confusion"], strict=True):
+    names = evaluation["classes"]
+    for name, row, counts in zip(names, evaluation["per_class"], evaluation["confusion"], strict=False):
         others = sorted((-count, digit) for digit, count in enumerate(counts) if count and digit != row["digit"])
-        taken_for = ", ".join(f"{digit} ({-count})" for count, digit in others[:4]) + (", ..." if others[4:] else "")
+        taken_for = ", ".join(f"{names[digit]} ({-count})" for count, digit in others[:4]) + (
+            ", ..." if others[4:] else ""
+        )
         print(
-            f"{row['digit']:<6} {row['precision']:>9.2f} {row['recall']:>7.2f} {row['f1']:>7.2f}"
+            f"{name:<6} {row['precision']:>9.2f} {row['recall']:>7.2f} {row['f1']:>7.2f}"
             f" {row['support']:>7,}   {taken_for}".rstrip()
         )
 

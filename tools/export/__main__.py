@@ -15,11 +15,11 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from common.cli import OneLineParser, run_command
-from common.files import PROJECT_DIR, RunFiles, UsageError
+from common.cli import OneLineParser, command
+from common.files import RunFiles, UsageError
 from model_strategy import known_models
 
 FORMATS = ("onnx", "executorch")
@@ -41,25 +41,15 @@ def quiet() -> Iterator[None]:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = OneLineParser(
-        description=(__doc__ or "").partition("\n")[0],
-        epilog="examples:\n" + (__doc__ or "").split("\n\n")[1],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(doc=__doc__)
     parser.add_argument("--model", choices=known_models(), help="which network; default: what the run's metrics say")
     parser.add_argument("--name", help="which run; default: mnist_model_MODEL")
     parser.add_argument("--format", choices=[*FORMATS, "html", "all"], default="all", help="all: without html (all)")
     parser.add_argument("--precision", choices=[*PRECISIONS, "all"], default="all", help="(all)")
     parser.add_argument("--max_drop", type=float, default=0.1, help="points that a file may lose (0.1)")
-    parser.add_argument("--data_dir", type=Path, default=PROJECT_DIR / "data")
+    parser.add_argument("--data_dir", type=Path, help="folder with MNIST/raw; default: the run's")
     parser.add_argument("--output_dir", type=Path, help="folder of the run and its files; default: the project")
     return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status: 0 done, 1 a file was refused or could not be written, 2 a mistake."""
-    return run_command(get_args_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,5 +75,7 @@ def run(args: argparse.Namespace) -> int:
         return export(args)
 
 
+main = command(get_args_parser, run)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from common.files import RunFiles, atomic_write
-from data_utils import MEAN, STD, load_images, split_indices
+from data_utils import split_indices
+from image_data.facts import DataSet
 from imports import Figure, MaxNLocator, torch
 from tools.export.formats import FORMATS, Deployed, Format, Runner
-from tools.networks import load_network
+from tools.networks import images_of, load_network
 from tools.output import write_figure, write_json
 from tools.timing import seconds_of
 from training.machine import environment
@@ -52,6 +53,7 @@ class Subject:
     calibration: torch.Tensor
     held_out: Images
     test: Images
+    data: DataSet
 
 
 def read_subject(args: argparse.Namespace) -> Subject:
@@ -59,7 +61,7 @@ def read_subject(args: argparse.Namespace) -> Subject:
     network = load_network(args.name, args.output_dir, "network", args.model)
     deployed = Deployed(network.model).eval()
     weights = RunFiles(args.name, args.output_dir).params.read_bytes()
-    train_images, train_labels = load_images(args.data_dir, train=True)
+    train_images, train_labels = images_of(network, True, args.output_dir, args.data_dir)
     rest, held_out = split_indices(train_labels, len(train_labels) // HELD_OUT)
     order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(CALIBRATION_SEED))
 
@@ -73,7 +75,8 @@ def read_subject(args: argparse.Namespace) -> Subject:
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         calibration=train_images[rest[order[:CALIBRATION_IMAGES]]].unsqueeze(1),
         held_out=with_expected(train_images[held_out], train_labels[held_out]),
-        test=with_expected(*load_images(args.data_dir, train=False)),
+        test=with_expected(*images_of(network, False, args.output_dir, args.data_dir)),
+        data=network.data,
     )
 
 
@@ -84,10 +87,10 @@ def make_file(subject: Subject, form: Format, precision: str) -> tuple[bytes, Ru
         "name": subject.name,
         "precision": precision,
         "weights_sha256": subject.weights_sha256,
-        "classes": "0 1 2 3 4 5 6 7 8 9",
+        "classes": " ".join(subject.data.classes),
         "input": "uint8 [N, 1, 28, 28], grey levels, white on black",
         "output": "float32 [N, 10], probabilities",
-        "preprocessing": f"inside this file: (grey / 255 - {MEAN}) / {STD}",
+        "preprocessing": f"inside this file: (grey / 255 - {subject.data.mean}) / {subject.data.std}",
         "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", "torchao", form.runtime)),
     }
     # The file has its own accuracy in it, so it is made twice; the metadata does not touch the network.

@@ -69,14 +69,12 @@ class Format:
         runtime: the package that runs the file.
         build: (module, calibration images or None for float32) -> a function of the metadata that makes the file.
         load: the file's bytes -> what runs them on one thread.
-        read_metadata: the file's bytes -> the metadata inside.
     """
 
     suffix: str
     runtime: str
     build: Callable[[Deployed, torch.Tensor | None], Callable[[Metadata], bytes]]
     load: Callable[[bytes], Runner]
-    read_metadata: Callable[[bytes], Metadata]
 
 
 def build_onnx(module: Deployed, calibration: torch.Tensor | None) -> Callable[[Metadata], bytes]:
@@ -151,11 +149,6 @@ def load_onnx(contents: bytes) -> Runner:
     return run
 
 
-def onnx_metadata(contents: bytes) -> Metadata:
-    """What ``build_onnx`` was given."""
-    return {entry.key: entry.value for entry in onnx.load_from_string(contents).metadata_props}
-
-
 def build_executorch(module: Deployed, calibration: torch.Tensor | None) -> Callable[[Metadata], bytes]:
     """For XNNPACK; int8 by torchao's PT2E flow: weights per channel, activations per tensor."""
     program = _exported(module)
@@ -196,14 +189,7 @@ def load_executorch(contents: bytes) -> Runner:
     return run
 
 
-def executorch_metadata(contents: bytes) -> Metadata:
-    """What ``build_executorch`` was given."""
-    program = Runtime.get().load_program(contents)
-    keys = sorted(program.method_names - {"forward"})
-    return {key: program.load_method(key).execute([])[0] for key in keys}
-
-
 FORMATS = {
-    "onnx": Format("onnx", "onnxruntime", build_onnx, load_onnx, onnx_metadata),
-    "executorch": Format("pte", "executorch", build_executorch, load_executorch, executorch_metadata),
+    "onnx": Format("onnx", "onnxruntime", build_onnx, load_onnx),
+    "executorch": Format("pte", "executorch", build_executorch, load_executorch),
 }

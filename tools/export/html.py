@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from common.files import UsageError, atomic_write
-from data_utils import MEAN, STD
+from image_data.facts import DataSet
 from imports import F, nn, torch
 from models.kernels import UnknownLayersError, divided
-from tools.networks import Ensemble, Network
+from tools.networks import Ensemble, Network, OnOwnData
 from tools.output import as_html_json, filled
 
 STATIC = Path(__file__).parent / "static"
-CLASSES = [str(digit) for digit in range(10)]
 ROW = '<tr><th scope="row">{0}</th><td><div id="bar-{1}"></div></td><td id="share-{1}"></td></tr>'
 
 
@@ -39,8 +38,8 @@ def write_html(network: Network, path: Path) -> int:
         "name": html.escape(network.name),
         "about": html.escape(f"{network.name}: {network.parameters:,} parameters{accuracy}"),
         "style": style,
-        "bars": "".join(ROW.format(html.escape(name), place) for place, name in enumerate(CLASSES)),
-        "network": as_html_json(described(network.model)),
+        "bars": "".join(ROW.format(html.escape(name), place) for place, name in enumerate(network.data.classes)),
+        "network": as_html_json(described(network.model, network.data)),
         "script": script,
     }
     contents = filled(STATIC / "digit.html", parts).encode()
@@ -50,7 +49,7 @@ def write_html(network: Network, path: Path) -> int:
 
 
 @torch.no_grad()
-def described(model: nn.Module) -> dict[str, Any]:
+def described(model: nn.Module, data: DataSet) -> dict[str, Any]:
     """What the script knows of a network: of each member its layers, how they vote, and all numbers in order of use."""
     vote = model if isinstance(model, Ensemble) else Ensemble([model], "soft", [1.0], 1.0)
     numbers: list[torch.Tensor] = []
@@ -59,13 +58,13 @@ def described(model: nn.Module) -> dict[str, Any]:
     return {
         "members": members,
         **{"method": vote.method, "weights": vote.weights, "temperature": vote.temperature},
-        **{"classes": CLASSES, "mean": MEAN, "std": STD},
+        **{"classes": data.classes, "mean": data.mean, "std": data.std},
         "numbers": base64.b64encode(flat.tobytes()).decode(),
     }
 
 
 def _layers(model: nn.Module, numbers: list[torch.Tensor]) -> dict[str, Any]:
-    start = sum(part.numel() for part in numbers)
+    start, model = sum(part.numel() for part in numbers), model.network if isinstance(model, OnOwnData) else model
     try:
         layers, head = divided(model)
     except UnknownLayersError as error:

@@ -29,7 +29,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         description="Find better settings for a network on a data set.",
         epilog="A flag of main.py that is given, or a key of --config, is not searched.",
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     parser.add_argument("--trials", type=int, default=50, help="trials that the study has at the end (50)")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine (1)")

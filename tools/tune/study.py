@@ -16,7 +16,7 @@ from optuna import visualization
 from optuna.trial import FrozenTrial
 
 from common.files import RunFiles, atomic_write
-from image_data.fetch import ensure_mnist, sha256_of
+from image_data.fetch import sha256_of
 from tools.intervals import mean_and_interval
 from tools.tune.space import starting_point
 from tools.tune.storage import ELSEWHERE, TuneError, open_storage, open_study, quiet, storage_errors
@@ -35,7 +35,7 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
     files = RunFiles(f"tuning_{config.run_name}", config.output_dir)
     files.make_folders()
 
-    raw = ensure_mnist(config.data_folder)
+    raw = config.ensure_data() / "MNIST" / "raw"
     data = {kind: sha256_of(raw / f"train-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")}
     data_dir = str(config.data_folder.resolve())
     toml, page = (files.metrics.with_name(f"{files.name}.{ending}") for ending in ("toml", "html"))

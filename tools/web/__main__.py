@@ -8,10 +8,8 @@ python -m tools.web --host 0.0.0.0            # for a phone in the same network
 import argparse
 import socket
 import sys
-import textwrap
-from collections.abc import Sequence
 
-from common.cli import OneLineParser, run_command
+from common.cli import OneLineParser, command
 from common.files import UsageError
 
 TRIED_PORTS = 100
@@ -19,13 +17,7 @@ TRIED_PORTS = 100
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    examples = (__doc__ or "").split("\n", 2)[2]
-    parser = OneLineParser(
-        description="Serve the page: draw a digit, compare the runs, watch them train.",
-        epilog="examples:\n" + textwrap.indent(examples, "  "),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(doc=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="(8000)")
     parser.add_argument("--output_dir", help="folder with outputs; default: the project")
@@ -46,35 +38,17 @@ def listen(host: str, port: int) -> socket.socket:
     except (socket.gaierror, UnicodeError):
         raise UsageError(f"host: {host!r} is no address of this machine") from None
     try:
-        return _bound(family, address)
+        return socket.create_server(address, family=family, backlog=128)
     except PermissionError:
         raise UsageError(f"port: {port} is not allowed for you; choose one from 1024 on") from None
     except OSError as error:
         for free in range(port + 1, min(port + 1 + TRIED_PORTS, 65536)):
             try:
-                _bound(family, (address[0], free, *address[2:])).close()
+                socket.create_server((address[0], free, *address[2:]), family=family).close()
             except OSError:
                 continue
             raise UsageError(f"port: {port} is taken; the next free one: --port {free}") from None
         raise UsageError(f"host: cannot listen on {host}: {error.strerror}") from None
-
-
-def _bound(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if sys.platform != "win32":  # there it would let two servers share a port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
-    return run_command(get_args_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,5 +84,7 @@ def serve(listener: socket.socket, host: str, output_dir: str | None, data_dir: 
     return 0
 
 
+main = command(get_args_parser, run)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

@@ -16,8 +16,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from tools.compare.page import STATIC
+from tools.networks import Network, probabilities
 from tools.web.guard import Guard
-from tools.web.routes import answer, router
+from tools.web.routes import router
 from tools.web.server import Server, Settings
 
 pages = APIRouter(include_in_schema=False)
@@ -36,14 +37,19 @@ async def plotly_script() -> FileResponse:
     return FileResponse(Path(plotly.__file__).parent / "package_data" / "plotly.min.js")
 
 
+def warm_up(networks: list[Network]) -> None:
+    """Ask every network once."""
+    for network in networks:
+        probabilities(network, [np.full((28, 28), 1, dtype=np.uint8)])
+
+
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Ask every network once before the first request comes: the first pass is a slow one."""
     from imports import torch
 
     torch.set_num_threads(1)  # one image is too little work to share
-    blank = np.full((28, 28), 1, dtype=np.uint8)
-    await anyio.to_thread.run_sync(lambda: answer(app.state.server.answering_networks(), blank))
+    await anyio.to_thread.run_sync(lambda: warm_up(app.state.server.answering_networks()))
     yield
 
 

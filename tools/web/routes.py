@@ -3,7 +3,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -14,7 +14,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
 from common.files import UsageError
-from image_data.form import MAX_BYTES, EmptyImageError, ImageError, MnistImage, TooLargeError, read_grey, to_mnist
+from image_data.form import MAX_BYTES, EmptyImageError, ImageError, MnistImage, TooLargeError
+from image_data.readers import read_picture
 from tools.compare.comparer import RunRow, mnist_test_digits
 from tools.networks import Network, probabilities
 from tools.web.live import LOOK_SECONDS
@@ -31,6 +32,7 @@ BODY_SCHEMA = {
     "content": {**dict.fromkeys(IMAGE_TYPES, IMAGE_SCHEMA), RAW_TYPE: RAW_SCHEMA},
 }
 
+KNOWN_OF_A_NETWORK = ("name", "kind", "parameters", "accuracy")
 WATCHING = 32  # pages that watch at once
 
 router = APIRouter(prefix="/api")
@@ -56,7 +58,8 @@ class ModelInfo(BaseModel):
     name: str
     kind: str = Field(description="network or ensemble")
     parameters: int
-    accuracy: float | None = Field(description="of the 10,000 test images, in percent")
+    accuracy: float | None = Field(description="of its test images, in percent")
+    classes: list[str] = Field(description="their names, in the order of the probabilities")
 
 
 class TestDigit(BaseModel):
@@ -67,8 +70,8 @@ class TestDigit(BaseModel):
     pixels: list[int] = Field(description="28 x 28 grey levels, white on black", min_length=784, max_length=784)
 
 
-def mnist_form(content_type: str, body: bytes) -> MnistImage:
-    """The image that the networks see, from the body of a request.
+def mnist_form(content_type: str, body: bytes, form: str = "mnist") -> MnistImage:
+    """The image that the networks of data of this form see, from the body of a request.
 
     Raises:
         HTTPException: 413, 415 or 422, with the reason.
@@ -81,21 +84,21 @@ def mnist_form(content_type: str, body: bytes) -> MnistImage:
             raise HTTPException(422, "nothing is drawn on the image")
         return image
     try:
-        return to_mnist(read_grey(body))
+        return read_picture(body, form)
     except TooLargeError as error:
         raise HTTPException(413, str(error)) from None
     except (ImageError, EmptyImageError) as error:
         raise HTTPException(422, str(error)) from None
 
 
-def answer(networks: list[Network], image: MnistImage) -> Answer:
-    """Ask every network."""
+def answer(networks: list[Network], images: Mapping[str, MnistImage]) -> Answer:
+    """Ask every network, each with the image in the form of its data."""
     predictions = {}
     for network in networks:
-        (row,) = probabilities(network.model, [image])
+        (row,) = probabilities(network, [images[network.data.form]])
         digit = max(range(10), key=row.__getitem__)
         predictions[network.name] = Prediction(digit=digit, probabilities=[round(p, 6) for p in row])
-    return Answer(predictions=predictions, input=image.reshape(-1).tolist())
+    return Answer(predictions=predictions, input=images[networks[0].data.form].reshape(-1).tolist())
 
 
 @router.post(
@@ -115,11 +118,11 @@ async def predict(request: Request, server: TheServer) -> Answer:
         body = await read_body(request, MAX_BYTES)
 
         def work() -> Answer:
-            image = mnist_form(content_type, body)
             asked = server.answering_networks()
+            images = {form: mnist_form(content_type, body, form) for form in {n.data.form for n in asked} or {"mnist"}}
             if not asked:
                 raise HTTPException(503, "there is no trained network; train one: python main.py")
-            return answer(asked, image)
+            return answer(asked, images)
 
         return await server.inference.work(work)
 
@@ -128,7 +131,10 @@ async def predict(request: Request, server: TheServer) -> Answer:
 async def models(server: TheServer) -> list[ModelInfo]:
     """The networks that answer."""
     found = await server.reading.run(server.answering_networks)
-    return [ModelInfo.model_validate(network, from_attributes=True) for network in found]
+    return [
+        ModelInfo(classes=list(network.data.classes), **{key: getattr(network, key) for key in KNOWN_OF_A_NETWORK})
+        for network in found
+    ]
 
 
 async def test_digit(server: Server, index: int | None) -> TestDigit:

@@ -143,6 +143,8 @@ export function startDraw() {
   // --- showing ----------------------------------------------------------------------------------------------------
 
   const cards = new Map();
+  const classes = new Map(); // of each network, by name
+  const said = (name, digit) => classes.get(name)?.[digit] ?? `${digit}`;
 
   function card(name) {
     if (!cards.has(name)) {
@@ -166,17 +168,18 @@ export function startDraw() {
     $("seen").setAttribute("aria-label", "The drawing as the networks see it, 28 by 28 pixels");
     const answers = Object.entries(predictions);
     const votes = new Map();
-    for (const [, { digit, probabilities }] of answers) {
-      votes.set(digit, (votes.get(digit) ?? 0) + 1 + probabilities[digit] / 1000);
+    for (const [name, { digit, probabilities }] of answers) {
+      const answer = said(name, digit);
+      votes.set(answer, (votes.get(answer) ?? 0) + 1 + probabilities[digit] / 1000);
     }
     const [winner] = [...votes].sort((a, b) => b[1] - a[1])[0];
     for (const [name, { digit, probabilities }] of answers) {
       const { root, guess, about, chart, bars } = card(name);
-      guess.textContent = digit;
+      guess.textContent = said(name, digit);
       about.textContent = `${sure(probabilities[digit])} sure`;
-      root.classList.toggle("apart", digit !== winner);
+      root.classList.toggle("apart", said(name, digit) !== winner);
       const best = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 3);
-      chart.setAttribute("aria-label", best.map((d) => `${d}: ${sure(probabilities[d])}`).join(", "));
+      chart.setAttribute("aria-label", best.map((d) => `${said(name, d)}: ${sure(probabilities[d])}`).join(", "));
       bars.forEach(({ bar, cell }, d) => {
         bar.style.transform = `scaleY(${probabilities[d]})`;
         cell.classList.toggle("top-class", d === digit);
@@ -190,13 +193,13 @@ export function startDraw() {
     }
     $("digit").textContent = winner;
     $("digit").classList.remove("idle");
-    const others = answers.filter(([, { digit }]) => digit !== winner).length;
+    const others = answers.filter(([name, { digit }]) => said(name, digit) !== winner).length;
     const agree = answers.length === 1 ? `${answers[0][0]} says ${winner}` : `All ${answers.length} say ${winner}`;
     setText("headline", others ? `${answers.length - others} of ${answers.length} ${answers.length - others === 1 ? "says" : "say"} ${winner}` : agree);
     const lowest = Math.min(...answers.map(([, { probabilities }]) => Math.max(...probabilities)));
     let detail = others ? `They disagree: ${[...votes.keys()].sort().join(", ")}.` : `The least certain is ${sure(lowest)} sure.`;
     if (of.kind === "digit") {
-      detail = `Test image ${number(of.index)}; it is labelled ${of.label}${of.label === winner && !others ? "" : `. ${detail}`}`;
+      detail = `Test image ${number(of.index)}; it is labelled ${of.label}${`${of.label}` === winner && !others ? "" : `. ${detail}`}`;
     }
     setText("detail", detail);
   }
@@ -377,10 +380,15 @@ export function startDraw() {
   addEventListener("themechange", paintSoon);
   showNothing();
   fetch("/api/models").then((response) => response.json()).then((models) => {
-    for (const { name, kind, parameters, accuracy } of models) {
+    for (const { name, kind, parameters, accuracy, classes: names } of models) {
+      classes.set(name, names);
       const about = `${kind === "ensemble" ? "ensemble, " : ""}${number(parameters)} parameters, ${percent(accuracy)}`;
       const made = card(name);
       made.known = about;
+      made.bars.forEach(({ cell }, digit) => {
+        cell.lastChild.textContent = names[digit] ?? "";
+        cell.hidden = digit >= names.length;
+      });
       if (isEmpty()) made.about.textContent = about;
     }
     if (models.length === 0) showProblem("There is no trained network yet. Train one: python main.py");

@@ -1,0 +1,210 @@
+"""A data set of one's own on its whole way: three letters, set in matplotlib's fonts, by every command."""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+import main as command
+from data_utils import load_images
+from imports import torch
+from tools import ensemble, predict
+from tools.compare.__main__ import main as compare
+from tools.evaluate.__main__ import main as evaluate
+from tools.export.__main__ import main as export
+from tools.networks import Networks, load_network, probabilities
+from training.config import TrainConfig
+from visualization import load_metrics_json, save_model_params
+
+LETTERS = "ABC"
+FONTS = sorted({font.fname for font in font_manager.fontManager.ttflist if "/mpl-data/" in font.fname})
+
+
+def write_letters(folder, train=20, test=6):
+    """Class folders of letters, white on black, 40x40 pixels."""
+    draw = np.random.default_rng(0)
+    fonts = [name for name in FONTS if "Display" not in name and "STIXSiz" not in name and "cmex" not in name]
+    for part, count in (("train", train), ("test", test)):
+        for letter in LETTERS:
+            (folder / part / letter).mkdir(parents=True)
+            for number in range(count):
+                image = Image.new("L", (40, 40))
+                font = ImageFont.truetype(fonts[draw.integers(len(fonts))], 30)
+                ImageDraw.Draw(image).text((20, 20), letter, font=font, fill=255, anchor="mm")
+                image.rotate(float(draw.uniform(-8, 8))).save(folder / part / letter / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """8 s: the folders of the letters, of their data and of a finished run of 12 epochs on them."""
+    folder = tmp_path_factory.mktemp("own")
+    source = write_letters(folder / "letters")
+    flags = ["--dataset", str(source), "--data_dir", str(folder / "data"), "--output_dir", str(folder / "results")]
+    recipe = ["--scheduler", "onecycle", "--batch_size", "10", "--max_lr", "0.2", "--epochs", "12", "--threads", "1"]
+    assert command.main(["--name", "abc", *flags, *recipe]) == 0
+    return folder, flags, recipe
+
+
+def test_what_the_run_knows_of_its_data(letters):
+    folder, *_ = letters
+    metrics = load_metrics_json("abc", folder / "results")
+    data = metrics["data"]
+    assert (data["name"], data["place"], data["classes"]) == ("letters", str(folder / "letters"), list(LETTERS))
+    assert (data["train_images"], data["test_images"], data["form"]) == (60, 18, "whole")
+    images, _ = load_images(TrainConfig(**metrics["config"]).data_folder, True)
+    assert data["mean"] == pytest.approx(float(images.float().mean() / 255), abs=1e-4)
+    assert data["std"] == pytest.approx(float(images.float().std() / 255), abs=1e-3)
+    assert metrics["test_acc"][-1] > 60
+
+
+@pytest.mark.long
+def test_an_evaluation_is_of_its_own_test_images(letters, capsys):
+    folder, *_ = letters
+    results = ["--output_dir", str(folder / "results")]
+    accuracy = load_metrics_json("abc", folder / "results")["test_acc"][-1]
+    assert evaluate(["--name", "abc", *results]) == 0
+    found = json.loads((folder / "results" / "outputs" / "abc_evaluation.json").read_text())
+    assert (found["accuracy"], found["images"], found["classes"]) == (pytest.approx(accuracy, abs=1e-3), 18, [*LETTERS])
+    assert re.search(r"^A +\d", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_exports_and_comparisons_are_of_its_own_test_images(letters, capsys):
+    """5 s: ONNX is made, and timed."""
+    folder, *_ = letters
+    results = ["--output_dir", str(folder / "results")]
+    accuracy = load_metrics_json("abc", folder / "results")["test_acc"][-1]
+    assert export(["--name", "abc", "--format", "onnx", "--precision", "fp32", *results]) == 0
+    found = json.loads((folder / "results" / "outputs" / "abc_export.json").read_text())
+    assert found["files"][0]["accuracy"] == pytest.approx(accuracy, abs=1e-3)
+    assert export(["--name", "abc", "--format", "html", *results]) == 0
+    assert '"classes": ["A", "B", "C"]' in (folder / "results" / "outputs" / "abc.html").read_text()
+    assert compare(results) == 0
+    assert f"{accuracy:.2f}%" in capsys.readouterr().out
+
+
+def test_its_letters_are_the_answers(letters, tmp_path, capsys):
+    folder, *_ = letters
+    results = ["--name", "abc", "--output_dir", str(folder / "results")]
+    assert predict.main([str(folder / "letters" / "test" / "B"), *results]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 6
+    assert sum(line.split()[1] == "B" for line in lines) >= 4
+    noise = np.random.default_rng(0).integers(0, 256, (500, 28, 28)).astype(np.uint8)
+    network = load_network("abc", folder / "results")
+    rows = np.array(probabilities(network, list(noise)))
+    assert rows[:, 3:].max() < 1e-6  # an output without a class is no answer
+    assert rows.sum(1) == pytest.approx(1, abs=1e-5)
+    (found,) = Networks(str(folder / "results")).all()
+    assert found.data.classes == tuple(LETTERS)
+
+
+@pytest.mark.long
+def test_an_ensemble_of_them(letters, capsys):
+    folder, flags, _ = letters
+    (folder / "recipe.toml").write_text('scheduler = "onecycle"\nbatch_size = 10\nmax_lr = 0.2\nepochs = 12\n')
+    wanted = ["--models", "1", "3", "--seeds", "1", "--config", str(folder / "recipe.toml")]
+    assert ensemble.main([*wanted, *flags]) == 0
+    found = json.loads((folder / "results" / "outputs" / "ensemble.json").read_text())
+    assert found["data"]["classes"] == list(LETTERS)
+    assert evaluate(["--ensemble", "ensemble", "--output_dir", str(folder / "results")]) == 0
+    evaluated = json.loads((folder / "results" / "outputs" / "ensemble_evaluation.json").read_text())
+    assert evaluated["accuracy"] == pytest.approx(found["accuracy"])
+    assert evaluated["images"] == 18
+
+
+# A run goes on with its own data, and with no others
+
+
+def refused(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_other_data_are_refused_and_moved_ones_found(letters, tmp_path, tiny, capsys):
+    folder, *_ = letters
+    results = shutil.copytree(folder / "results", tmp_path / "results")
+    resume = ["--resume", "--name", "abc", "--output_dir", str(results)]
+    (results / "outputs" / "abc_params.pth").unlink()  # not finished
+    line = refused([*resume, "--dataset", "mnist", "--data_dir", str(tiny)], capsys)
+    assert "resume: the run is of letters" in line
+    assert str(folder / "letters") in line
+    assert str(tiny) in line
+    moved = shutil.copytree(folder / "letters", tmp_path / "moved")
+    assert command.main([*resume, "--dataset", str(moved), "--data_dir", str(tmp_path / "data")]) == 0
+
+
+def test_a_relative_folder_is_found_from_elsewhere(tiny, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tiny, tmp_path / "here" / "mine")
+    monkeypatch.chdir(tmp_path / "here")
+    flags = ["--name", "far", "--output_dir", str(tmp_path / "results")]
+    assert command.main(["--data_dir", "mine", "--epochs", "1", *flags]) == 0
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    assert command.main(["--resume", "--epochs", "2", *flags]) == 0
+    shutil.rmtree(tmp_path / "here")
+    line = refused(["--resume", "--epochs", "3", *flags], capsys)
+    assert f"are not in {tmp_path / 'here' / 'mine'}; give their --data_dir" in line
+    assert not (tmp_path / "here").exists()
+    with pytest.raises(SystemExit):
+        export(["--name", "far", "--format", "onnx", "--output_dir", str(tmp_path / "results")])
+    assert "data_dir: far is of mine" in capsys.readouterr().err
+
+
+def test_a_schedule_that_the_data_cannot_carry(tiny, tmp_path, capsys):
+    (tmp_path / "half.toml").write_text('scheduler = "onecycle"\npct_start = 0.5\nepochs = 2\nbatch_size = 300\n')
+    flags = ["--config", str(tmp_path / "half.toml"), "--data_dir", str(tiny), "--output_dir", str(tmp_path)]
+    assert "pct_start: 0.5 is not allowed with 2 epochs of 1 batches" in refused(flags, capsys)
+
+
+# Saved weights to begin with
+
+
+def test_training_goes_on_from_saved_weights(letters, tmp_path, capsys):
+    folder, flags, recipe = letters
+    state = torch.load(folder / "results" / "outputs" / "abc_params.pth", weights_only=True)
+    wrapped = tmp_path / "wrapped.pth"
+    torch.save({f"module._orig_mod.{name}": value for name, value in state.items()}, wrapped)
+    few = [*flags[:4], "--output_dir", str(tmp_path), *recipe, "--epochs", "1", "--max_lr", "0.001"]
+    accuracies = []
+    for name, init in (("cold", []), ("warm", ["--init", str(wrapped)])):
+        assert command.main(["--name", name, *few, *init]) == 0
+        accuracies.append(load_metrics_json(name, tmp_path)["test_acc"][-1])
+    assert accuracies[1] > accuracies[0] + 20
+    assert "init: nowhere is neither a run here nor a file" in refused([*few, "--init", "nowhere"], capsys)
+    legacy = tmp_path / "legacy.pth"
+    torch.save(state, legacy, _use_new_zipfile_serialization=False)
+    line = refused([*few, "--init", str(legacy)], capsys)
+    assert "is of the format before PyTorch 1.6; save it again: torch.save(" in line
+    save_model_params(torch.nn.Linear(2, 2), "other", tmp_path)
+    assert "init: " in refused([*few, "--init", "other"], capsys)
+
+
+# Kaggle
+
+
+def test_a_submission(letters, tmp_path, capsys):
+    folder, *_ = letters
+    images = load_images(TrainConfig(**load_metrics_json("abc", folder / "results")["config"]).data_folder, False)[0]
+    table = tmp_path / "test.csv"
+    header = ",".join(f"pixel{place}" for place in range(784))
+    np.savetxt(table, images.numpy().reshape(-1, 784), "%d", ",", header=header, comments="")
+    where = ["--name", "abc", "--output_dir", str(folder / "results")]
+    assert predict.main([str(table), "--submission", str(tmp_path / "submission.csv"), *where]) == 0
+    assert capsys.readouterr().out == f"18 answers written to {tmp_path / 'submission.csv'}\n"
+    with open(tmp_path / "submission.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["ImageId"] for row in rows] == [str(number) for number in range(1, 19)]
+    right = sum(row["Label"] == letter for row, letter in zip(rows, np.repeat([*LETTERS], 6), strict=True))
+    assert 100 * right / 18 == pytest.approx(load_metrics_json("abc", folder / "results")["test_acc"][-1], abs=1e-3)
+    with pytest.raises(SystemExit):
+        predict.main([str(table), str(table), "--submission", str(tmp_path / "s.csv"), *where])
+    assert "submission: give one CSV file of images" in capsys.readouterr().err
