@@ -237,7 +237,7 @@ def _train(folder: str, name: str, epochs: int) -> tuple[float, float]:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The subcommands and their flags."""
-    parser = OneLineParser(description="What the page is held to, measured.", allow_abbrev=False)
+    parser = OneLineParser(description="What the page is held to, measured.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
     for function, what, flags in (
         (drawings, "test digits drawn large, through the API", {"count": (1000, "how many digits")}),
