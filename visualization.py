@@ -30,7 +30,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters of ``model``."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

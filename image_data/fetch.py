@@ -169,15 +169,14 @@ def _unpack(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list
     """Take files that lie there packed, or under the other spelling of their names. Returns why one was not taken."""
     failures = []
     for name in names:
-        for path in (
-            raw / f"{spelling}{end}" for spelling in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")
-        ):
-            if path.is_file() and not (raw / name).exists():
-                try:
-                    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
-                        _place(stream, raw / name)
-                except (OSError, EOFError, zlib.error) as error:
-                    failures.append(f"{path.name}: {error}")
+        other = raw / name.replace("-idx", ".idx")
+        paths = [path for path in (other, Path(f"{other}.gz"), raw / f"{name}.gz") if path.is_file()]
+        for path in paths[:1]:
+            try:
+                with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+                    _place(stream, raw / name)
+            except (OSError, EOFError, zlib.error) as error:
+                failures.append(f"{path.name}: {error}")
     return failures
 
 

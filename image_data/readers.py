@@ -27,11 +27,7 @@ Part = tuple[Any, Any]  # images uint8 [N, 28, 28] and their labels, arrays or l
 
 
 def _checked(source: Path, train: Part, test: Part) -> tuple[list[str], Part, Part]:
-    """The names of the classes, and both parts with labels from 0 on.
-
-    Raises:
-        UsageError: they are not fit for a training.
-    """
+    """The names of the classes, and both parts with labels from 0 on; a UsageError if they are not fit."""
     found = sorted(set(train[1]), key=lambda label: (int(label) if str(label).isdecimal() else 1 << 60, str(label)))
     if not 2 <= len(found) <= MAX_CLASSES:
         raise UsageError(f"dataset: {source} has {len(found)} classes; from 2 to {MAX_CLASSES} are allowed")
@@ -126,11 +122,7 @@ def idx_file(folder: Path, part: str) -> Path | None:
 
 
 def _idx(path: Path, dimensions: int) -> Any:
-    """The array uint8 of an IDX file.
-
-    Raises:
-        UsageError: it is none, or has another number of dimensions.
-    """
+    """The array uint8 of an IDX file of so many dimensions; a UsageError if it is none."""
     try:
         contents = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         start = 4 + 4 * dimensions

@@ -13,7 +13,8 @@ web/           the page
 
 What several of them stand on:
 
-networks.py    any run or ensemble by its name; how networks vote
+networks.py    any run or ensemble by its name
+voting.py      how networks vote
 trainings.py   trainings in processes of their own
 timing.py      how fast a network is
 intervals.py   how far a measured value may be from the true one

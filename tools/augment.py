@@ -56,7 +56,6 @@ def images_per_second(policy: Policy, images: imports.torch.Tensor) -> tuple[flo
 
 
 def show(args: argparse.Namespace) -> int:
-    """Write the sheet and print the speed."""
     for name, largest in (("digits", 100), ("draws", 100), ("strength", 10), ("seed", 2**63 - 1)):
         smallest = 1 if name in ("digits", "draws") else 0
         if not smallest <= getattr(args, name) <= largest:
@@ -86,7 +85,6 @@ def show(args: argparse.Namespace) -> int:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The flags."""
     parser = OneLineParser(description="Contact sheet and speed of an augmentation policy.")
     parser.add_argument("--policy", default="affine", help=f"one of {', '.join(POLICIES)} (affine)")
     parser.add_argument("--strength", type=float, default=1.0, help="factor of the policy's ranges (1)")

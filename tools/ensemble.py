@@ -26,11 +26,12 @@ from imports import F, nn, torch
 from model_strategy import known_models
 from tools.evaluate.measures import as_input, expected_calibration_error, fit_temperature, predict
 from tools.intervals import wilson_interval
-from tools.networks import ENSEMBLE_SCHEMA, METHODS, Ensemble, ensemble_file, load_run, scale, vote
+from tools.networks import ENSEMBLE_SCHEMA, ensemble_file, load_run
 from tools.networks import load_ensemble as load_ensemble  # to be had from here too
 from tools.output import write_json
 from tools.timing import forward_ms
 from tools.trainings import stopping_on_sigterm, train_missing
+from tools.voting import METHODS, Ensemble, scale, vote
 from training.config import TrainConfig
 from training.machine import environment
 from visualization import count_parameters, load_metrics_json
@@ -134,7 +135,6 @@ def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
 
 
 def load_runs(runs: Sequence[TrainConfig]) -> list[nn.Module]:
-    """The networks of ``runs``."""
     return [load_run(run.model, run.run_name, run.output_dir) for run in runs]
 
 
@@ -213,7 +213,6 @@ def print_description(description: dict[str, Any]) -> None:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
     parser = OneLineParser(description="Several networks that vote.")
     parser.add_argument("--name", default="ensemble", help="of the ensemble and its file (ensemble)")
     parser.add_argument("--members", nargs="+", metavar="RUN", help="saved runs that vote; default: those of the next")
@@ -232,7 +231,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
     with stopping_on_sigterm():
         return run_command(get_args_parser(), run, argv, "interrupted; what is trained is kept")
 

@@ -77,7 +77,6 @@ class NaiveTraining:
 
 
 def train(config: TrainConfig) -> int:
-    """Train once and print the accuracy and the seconds as JSON."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     training = NaiveTraining(config)
@@ -91,7 +90,6 @@ def train(config: TrainConfig) -> int:
 
 
 def main() -> int:
-    """Run the command. Returns its exit status."""
     description = (__doc__ or "").splitlines()[0]
     parser = OneLineParser(description=description, argument_default=argparse.SUPPRESS)
     add_training_flags(parser)

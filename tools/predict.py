@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from image_data.form import MnistImage
 
 DEFAULT_RUN = "mnist_model_1"
+TABLES = (".csv", ".csv.gz")  # of images, a row each
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
     parser = OneLineParser(
         description="Which digits are on images.",
         epilog="An image is a PNG, JPEG or WebP file of one digit, dark on light or light on dark.",
@@ -41,7 +41,7 @@ def predict_files(args: argparse.Namespace) -> int:
     Returns the exit status: 1 if an image could not be read while others could.
     """
     paths = list(itertools.chain.from_iterable(map(expanded, args.images)))
-    if args.submission is not None and (len(paths) > 1 or not is_table(paths[0])):
+    if args.submission is not None and (len(paths) > 1 or not paths[0].endswith(TABLES)):
         raise UsageError("submission: give one CSV file of images, as Kaggle's test.csv")
     RunFiles(args.name, args.output_dir)  # checks the name before torch is loaded
     from tools.networks import load_network, probabilities
@@ -72,11 +72,7 @@ def predict_files(args: argparse.Namespace) -> int:
 
 
 def expanded(path: str) -> list[str]:
-    """The files that ``path`` means: those of a folder, and of a pattern that the shell has left alone.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The files that ``path`` means: also those of a folder, and of a pattern that the shell has left alone."""
     if Path(path).is_dir():
         files = [str(file) for file in sorted(Path(path).iterdir()) if file.is_file() and file.name[0] != "."]
     else:
@@ -86,26 +82,15 @@ def expanded(path: str) -> list[str]:
     return files
 
 
-def is_table(path: str) -> bool:
-    """Whether it is one of images, a row each."""
-    return path.endswith((".csv", ".csv.gz"))
-
-
 def read_all(paths: Sequence[str], form: str) -> "tuple[dict[str, MnistImage | None], list[str]]":
-    """The images in the ``form`` of the network's data, by their names, and a line for each that cannot be read.
-
-    None stands for an image on which nothing is drawn.
-
-    Raises:
-        UsageError: none can be.
-    """
+    """The images by their names (None: nothing is drawn), and a line for each that cannot be read, if some can."""
     from image_data.form import EmptyImageError, ImageError
     from image_data.readers import read_csv, read_picture
 
     found: dict[str, MnistImage | None] = {}
     problems = []
     for path in paths:
-        if is_table(path):
+        if path.endswith(TABLES):
             found |= {f"{path}:{row}": image for row, image in enumerate(read_csv(Path(path))[0], 1)}
             continue
         try:

@@ -32,11 +32,7 @@ class ProcessError(CommandError):
 
 
 def run_quietly(command: Sequence[str]) -> str:
-    """What ``command`` prints.
-
-    Raises:
-        ProcessError: it failed.
-    """
+    """What ``command`` prints; a ProcessError if it fails."""
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=PROJECT_DIR, stdout=pipe, stderr=pipe, text=True) as process:
         _under_way.add(process)
@@ -67,11 +63,10 @@ def stopping_on_sigterm() -> Iterator[None]:
 
 
 def threads_each(jobs: int) -> int:
-    """The CPU threads of each of ``jobs`` trainings at once."""
     return max(1, (os.cpu_count() or 1) // jobs)
 
 
-def train_in_a_process(config: TrainConfig) -> float:
+def train_in_a_process(config: TrainConfig, launcher: Sequence[str] = (sys.executable,)) -> float:
     """Train by the command itself, in a process of its own. Returns the seconds that the whole command took.
 
     Raises:
@@ -83,16 +78,12 @@ def train_in_a_process(config: TrainConfig) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder) / "run.toml"
         config_file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items() if v is not None))
-        command = [sys.executable, str(PROJECT_DIR / "main.py"), "--config", str(config_file)]
+        command = [*launcher, str(PROJECT_DIR / "main.py"), "--config", str(config_file)]
         return seconds_of(lambda: run_quietly(command))
 
 
 def is_trained(config: TrainConfig) -> bool:
-    """Whether the run is there and finished.
-
-    Raises:
-        UsageError: there is one of this name with other settings.
-    """
+    """Whether the run is there and finished; a UsageError if one of this name has other settings."""
     try:
         metrics = load_metrics_json(config.run_name, config.output_dir)
     except FileNotFoundError:

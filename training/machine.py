@@ -36,7 +36,6 @@ class CompiledOrEager(nn.Module):
 
 
 def first_line(error: BaseException) -> str:
-    """What ``error`` says, as far as one line goes."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from common.files import PROJECT_DIR, atomic_write
 from imports import FileLock, nn, torch
 from models.kernels import KernelNetwork, UnknownLayersError
+from training.machine import first_line
 
 SOURCE = PROJECT_DIR / "models" / "kernels.cpp"
 # what PyTorch calls the processor's instructions -> what compilers call them
@@ -64,7 +65,7 @@ def load_kernels(log: Callable[[str], None]) -> None:
                     _compile(compiler, library)
         torch.ops.load_library(library)
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: of CXX; RuntimeError: there is no home, or ours
-        raise KernelsError((str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+        raise KernelsError(first_line(error)) from None
 
 
 def _is_whole(library: Path) -> bool:

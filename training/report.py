@@ -52,15 +52,9 @@ def new_metrics(config: TrainConfig, model: nn.Module, device: torch.device, tra
         "updated": "",
         "config": asdict(config),
         "environment": {**environment(device), "processes": 1, "kernels": False, "graph": False},
-        "train_acc": [],
-        "test_losses": [],
-        "test_acc": [],
-        "val_losses": [],
-        "val_acc": [],
-        "epoch_seconds": [],
+        **{key: [] for key in ("train_acc", "test_losses", "test_acc", "val_losses", "val_acc", "epoch_seconds")},
         "total_seconds": 0.0,
-        "train_losses": [],
-        "learning_rates": [],
+        **{key: [] for key in ("train_losses", "learning_rates")},
     }
 
 
@@ -208,7 +202,6 @@ class Report:
                 print(line, file=log_file)
 
     def save(self, status: str) -> None:
-        """Write the metrics as they are now."""
         if not self.processes.is_main:
             return
         self.metrics["status"] = status

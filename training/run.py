@@ -16,6 +16,7 @@ from imports import LRScheduler, nn, torch
 from lr_schedulers import advances_every_batch
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import TrainConfig
+from training.machine import first_line
 from training.processes import Processes
 from training.report import Report
 from training.step import Step, evaluate, train_one_epoch
@@ -101,7 +102,6 @@ class Run:
                 self.report.evaluated(split, *evaluate(self.evaluated, batches, self.step.device, self.processes))
 
     def save_results(self) -> None:
-        """Write the files of a run that is done."""
         if not self.processes.is_main:
             return
         name, output_dir = self.config.run_name, self.config.output_dir
@@ -146,9 +146,8 @@ class Run:
         try:
             self._restore(checkpoint)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             file = self.config.files.checkpoint
-            raise DamagedFileError(f"{file} does not fit its own configuration: {reason}") from None
+            raise DamagedFileError(f"{file} does not fit its own configuration: {first_line(error)}") from None
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for name, part in self._stateful().items():

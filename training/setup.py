@@ -181,7 +181,6 @@ def as_a_step_runs_it(
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> optim.SGD:
-    """SGD on all parameters, as ``config`` has it."""
     return optim.SGD(
         decay_groups(model, config.weight_decay),
         lr=config.lr,

@@ -73,7 +73,6 @@ class Step:
         return torch.stack([loss * len(labels), correct, torch.full_like(loss, len(labels))])
 
     def update_average(self) -> None:
-        """Bring the moving average up to date."""
         assert self.average is not None
         self.average.update_parameters(self.model)
 

@@ -61,5 +61,4 @@ class TensorBoardLog:
         self.writer.flush()
 
     def close(self) -> None:
-        """Close the event file."""
         self.writer.close()

@@ -49,7 +49,6 @@ class Turns:
         return went_on
 
     def wait(self) -> None:
-        """Until the device has done what was asked of it."""
         if self.stream is not None:
             self.stream.synchronize()
 

@@ -18,7 +18,7 @@ from tools.evaluate.measures import (
     reliability_bins,
 )
 from tools.intervals import wilson_interval
-from tools.networks import scale
+from tools.voting import scale
 from visualization import load_model_params
 
 CPU = torch.device("cpu")

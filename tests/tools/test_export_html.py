@@ -18,7 +18,8 @@ from tests.browser import DIGITS, draw
 from tests.measure import VARIATIONS
 from tools.export.__main__ import main as export
 from tools.export.html import write_html
-from tools.networks import Ensemble, Network, load_network, probabilities
+from tools.networks import Network, load_network, probabilities
+from tools.voting import Ensemble
 
 SHIPPED = ["mnist_model_3", *(pytest.param(n, marks=pytest.mark.long) for n in ("mnist_model_1", "mnist_model_2"))]
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}

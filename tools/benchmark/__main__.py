@@ -22,7 +22,6 @@ from training.report import TrainingError
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The two subcommands and their flags."""
     parser = OneLineParser(description="Speed of a training step, accuracy of a recipe.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
 
@@ -50,14 +49,12 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
     failures = (CommandError, OSError, TrainingError)
     with stopping_on_sigterm():
         return run_command(get_args_parser(), run, argv, "interrupted; what is finished is kept", failures)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The subcommand that the arguments name."""
     check_at_least(args, rounds=1, images=1, batch_size=1, seeds=1, jobs=1, together=1)
     if args.command == "throughput":
         if args.processes < 0 or args.processes == 1:

@@ -109,16 +109,13 @@ class SeriesStore:
 
     @property
     def label(self) -> str:
-        """What the series is called."""
         return str(self.entry["label"])
 
     @property
     def runs(self) -> dict[int, dict[str, Any]]:
-        """Seed -> its finished run."""
         return {int(seed): run for seed, run in self.entry["runs"].items()}
 
     def add(self, seed: int, run: dict[str, Any]) -> None:
-        """Record a finished run."""
         with self._alone():
             label = self.label
             self._read()
@@ -153,7 +150,6 @@ def _train(configs: Sequence[TrainConfig], keep: str | None, folder: Path) -> li
 
 
 def _run_naive(config: TrainConfig, seed: int, threads: int) -> dict[str, float]:
-    """Train once by the naive reference, in a process of its own."""
     settings = {key: getattr(config, key) for key in KNOWN_TO_NAIVE}
     settings |= {"seed": seed, "threads": threads, "data_dir": config.data_folder.resolve()}
     settings["device"] = config.device
@@ -163,7 +159,6 @@ def _run_naive(config: TrainConfig, seed: int, threads: int) -> dict[str, float]
 
 
 def print_series(label: str, runs: Sequence[dict[str, float]]) -> None:
-    """Mean, spread and interval of the accuracy, and the seconds."""
     mean, deviation, half = mean_and_interval([run["accuracy"] for run in runs])
     seconds = [run["seconds"] for run in runs]
     print(

@@ -23,7 +23,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from common.cli import silent
-from common.files import PROJECT_DIR
 from data_utils import load_images
 from image_data.fetch import ensure_mnist
 from imports import Figure, torch
@@ -32,7 +31,7 @@ from models.receptive_field import receptive_fields
 from tools.naive import NaiveTraining
 from tools.output import write_figure, write_json
 from tools.timing import copied_bytes, matrix_flops, synchronize
-from tools.trainings import ProcessError, run_quietly
+from tools.trainings import ProcessError, train_in_a_process
 from training.config import TrainConfig
 from training.machine import environment, has_bfloat16, resolve_device
 from training.setup import prepare_run
@@ -44,8 +43,6 @@ BEST_BATCH = 512  # images a step at which the cores do the most
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to train that is timed."""
-
     label: str
     batch_size: int
     naive: bool = False
@@ -197,7 +194,6 @@ def _naive_training(config: TrainConfig) -> Callable[[int], int]:
 
 
 def _training(config: TrainConfig) -> Callable[[int], int]:
-    """The same for the command's own loop."""
     config.files.make_folders()
     run = prepare_run(config, resolve_device(config.device), log=silent)
     steps = itertools.chain.from_iterable(train_one_epoch(run.step, run.data.train) for _ in itertools.count())
@@ -220,7 +216,6 @@ def work_of_an_image(model: str) -> tuple[int, int]:
 
 
 def print_throughput(model: str, rows: Sequence[dict[str, Any]]) -> None:
-    """One model's rows as a table."""
     print(f"\nmodel {model}: images/s, medians of {len(rows[0]['images_per_second'])} interleaved rounds")
     columns = f"{'setting':<16} {'batch':>5} {'first s':>7} {'epoch s':>8} {'images/s':>9} {'min-max':>17} {'ratio':>6}"
     print(f"{columns} {'of FLOP/s':>9} {'of bytes/s':>10} {'peak MiB':>8}")
@@ -287,11 +282,9 @@ def throughput_of_processes(args: argparse.Namespace) -> int:
 
 
 def _epoch_rate(launcher: Sequence[str], model: str, args: argparse.Namespace) -> float:
+    recipe: dict[str, Any] = {"model": model, "scheduler": "onecycle", "epochs": 1, "batch_size": args.batch_size}
     with tempfile.TemporaryDirectory() as output_dir:
-        command = [*launcher, str(PROJECT_DIR / "main.py"), "--model", model, "--scheduler", "onecycle"]
-        command += ["--epochs", "1", "--threads", "1", "--batch_size", str(args.batch_size), "--name", "run"]
-        command += ["--data_dir", str(args.data_dir), "--output_dir", output_dir, "--device", "cpu"]
-        run_quietly(command)
-        metrics = load_metrics_json("run", output_dir)
-        images = len(load_images(args.data_dir, train=True)[1])
-        return images / float(metrics["epoch_seconds"][0])
+        recipe |= {"device": "cpu", "threads": 1, "data_dir": str(args.data_dir), "output_dir": output_dir}
+        train_in_a_process(TrainConfig(**recipe), launcher)
+        metrics = load_metrics_json(f"mnist_model_{model}", output_dir)
+    return float(metrics["train_images"] / metrics["epoch_seconds"][0])

@@ -16,7 +16,6 @@ from common.files import RunFiles, UsageError, atomic_write
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
     parser = OneLineParser(description="Compare trained runs, as a table and as one HTML file.")
     parser.add_argument("names", nargs="*", metavar="RUN", help="runs or ensembles; default: all that there are")
     parser.add_argument("--output", type=Path, help="the HTML file; default: outputs/comparison.html")

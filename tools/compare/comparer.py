@@ -32,6 +32,7 @@ SCHEMA = 1
 CURVES = ("train_losses", "learning_rates", "train_acc", "test_losses", "test_acc", "val_losses", "val_acc")
 MAX_DISAGREEMENTS = 200  # test images that are shown
 MNIST_TRAIN_IMAGES = 60_000
+EXPORTED = {"file": str, "precision": str, "bytes": int, "accuracy": float}  # what is shown of a file
 STALE_POINTS = 0.015  # an evaluation whose accuracy is further from the run's is of other weights
 
 
@@ -203,7 +204,6 @@ class Comparer:
         return DataSet.of(read_ensemble(RunFiles(name, self.output_dir)) if isinstance(metrics, str) else metrics)
 
     def _data_dir(self, name: str) -> str | None:
-        """Where the test images of a run are."""
         metrics = self.metrics.get(name)
         of_run = None if isinstance(metrics, str) or self.data_dir is not None else metrics["config"].get("dataset")
         if of_run in (None, MNIST.name) or isinstance(metrics, str):
@@ -231,13 +231,7 @@ class Comparer:
 
     def _add_export(self, comparison: Comparison, row: RunRow, found: dict[str, Any]) -> None:
         comparison.exports[row.name] = [
-            {
-                "file": str(entry["file"]),
-                "precision": str(entry["precision"]),
-                "bytes": int(entry["bytes"]),
-                "accuracy": float(entry["accuracy"]),
-                "latency_ms": float(entry["latency_ms"]["1"]),
-            }
+            {key: kind(entry[key]) for key, kind in EXPORTED.items()} | {"latency_ms": float(entry["latency_ms"]["1"])}
             for entry in found["files"]
         ]
 
@@ -276,7 +270,6 @@ class MetricsCache:
         self._read: FileCache[Metrics | str] = FileCache()
 
     def names(self) -> list[str]:
-        """The runs that there are."""
         return [name for name in existing_runs(self.output_dir, "_metrics.json") if is_a_name(name)]
 
     def get(self, name: str) -> Metrics | str:
@@ -297,7 +290,6 @@ def train_images(metrics: Metrics) -> int:
 
 
 def batches_per_epoch(metrics: Metrics) -> int:
-    """How many batches an epoch of a run has."""
     return math.ceil(train_images(metrics) / int(metrics["config"]["batch_size"]))
 
 

@@ -12,7 +12,6 @@ STATIC = PROJECT_DIR / "tools" / "web" / "static"
 
 
 def print_table(rows: Sequence[RunRow]) -> None:
-    """The table as text."""
 
     def shown(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)

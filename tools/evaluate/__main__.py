@@ -14,7 +14,6 @@ from training.config import TrainConfig
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The command's flags. Those that are not given are not in the result."""
     parser = OneLineParser(
         description="Accuracy, errors, calibration, robustness and saliency of a trained network.",
         argument_default=argparse.SUPPRESS,
@@ -30,7 +29,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the tables, write the JSON and the pictures."""
     settings = vars(args)
     ensemble = "ensemble" in settings
     if ensemble:
@@ -38,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     config = TrainConfig(**settings)
     from data_utils import split_indices
     from imports import nn, torch
-    from tools.networks import Ensemble, OnOwnData, images_of, load_network
+    from tools.networks import OnOwnData, images_of, load_network
+    from tools.voting import Ensemble
     from training.machine import keep_freed_memory, resolve_device
     from training.native import with_kernels
 

@@ -48,7 +48,6 @@ def confusion_figure(evaluation: dict[str, Any]) -> Figure:
 
 
 def mistakes_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figure:
-    """The mistakes, the most confident first."""
     mistakes = evaluation["mistakes"]
     shown = mistakes[:GALLERY]
     rows = max((len(shown) + COLUMNS - 1) // COLUMNS, 1)

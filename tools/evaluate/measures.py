@@ -15,7 +15,7 @@ from image_data.facts import MNIST
 from imports import F, nn, torch, tqdm
 from tools.evaluate.corruptions import CORRUPTIONS, corrupt
 from tools.intervals import wilson_interval
-from tools.networks import scale
+from tools.voting import scale
 from training.machine import environment
 from visualization import count_parameters
 
@@ -251,7 +251,6 @@ def mean_corrupted_accuracy(corruptions: dict[str, list[float]]) -> float:
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
-    """The evaluation as tables."""
     low, high = evaluation["accuracy_interval"]
     print(
         f"{evaluation['name']}: {evaluation['parameters']:,} parameters, {evaluation['images']:,} test images\n"

@@ -40,7 +40,6 @@ def quiet() -> Iterator[None]:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
     parser = OneLineParser(doc=__doc__)
     parser.add_argument("--model", choices=known_models(), help="which network; default: what the run's metrics say")
     parser.add_argument("--name", help="which run; default: mnist_model_MODEL")
@@ -53,7 +52,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the arguments, then export."""
     if args.model is None and args.name is None:
         raise UsageError("give --model or --name")
     if not 0 <= args.max_drop <= 100:  # not a number neither

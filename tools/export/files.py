@@ -57,7 +57,6 @@ class Subject:
 
 
 def read_subject(args: argparse.Namespace) -> Subject:
-    """The network and the images that the arguments name."""
     network = load_network(args.name, args.output_dir, "network", args.model)
     deployed = Deployed(network.model).eval()
     weights = RunFiles(args.name, args.output_dir).params.read_bytes()
@@ -81,7 +80,6 @@ def read_subject(args: argparse.Namespace) -> Subject:
 
 
 def make_file(subject: Subject, form: Format, precision: str) -> tuple[bytes, Runner]:
-    """The file's bytes and what runs them."""
     make = form.build(subject.deployed, subject.calibration if precision == "int8" else None)
     metadata = {
         "name": subject.name,
@@ -219,7 +217,6 @@ def measure_latency(runners: Mapping[str, Runner], images: torch.Tensor) -> dict
 
 
 def print_results(results: Mapping[str, Any]) -> None:
-    """PyTorch and the files as a table."""
     print(f"{results['name']}: {results['images']:,} test images, one thread, medians in turns")
     print(
         f"{'':<30} {'kB':>5} {'accuracy':>9} {'points lost':>11} {'equal':>8} {'largest diff.':>13}"

@@ -17,8 +17,9 @@ from common.files import UsageError, atomic_write
 from image_data.facts import DataSet
 from imports import F, nn, torch
 from models.kernels import UnknownLayersError, divided
-from tools.networks import Ensemble, Network, OnOwnData
+from tools.networks import Network, OnOwnData
 from tools.output import as_html_json, filled
+from tools.voting import Ensemble
 
 STATIC = Path(__file__).parent / "static"
 ROW = '<tr><th scope="row">{0}</th><td><div id="bar-{1}"></div></td><td id="share-{1}"></td></tr>'
@@ -86,11 +87,7 @@ def _layers(model: nn.Module, numbers: list[torch.Tensor]) -> dict[str, Any]:
 
 
 def _linear(head: nn.Module, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [10, C] and bias [10] of what makes logits of the means: read off its answers, however it is written.
-
-    Raises:
-        UsageError: it is no linear layer.
-    """
+    """Weights [10, C] and bias [10] of what makes logits of the means, read off its answers; a UsageError if bent."""
 
     def centred(means: torch.Tensor) -> torch.Tensor:  # log-probabilities are logits but for a number that all share
         found = head(means[:, :, None, None]).double()

@@ -42,7 +42,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
     stopped = "stopped; what is finished is kept, and the same command goes on"
     with StopSignals() as signals:
         status = run_command(get_args_parser(), run, argv, stopped)
@@ -50,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the arguments, then tune."""
     check_at_least(args, trials=1, workers=1, confirm=0)
     if args.confirm == 1:
         raise UsageError("confirm: 1 is not allowed; one seed has no spread, it must be at least 2")

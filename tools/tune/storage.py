@@ -11,6 +11,7 @@ import sqlalchemy
 
 from common.files import CommandError, UsageError
 from training.config import fields_in
+from training.machine import first_line
 
 # A worker says that it lives every so often; one that was not heard of for so long is dead, and its trial goes to
 # another. In seconds.
@@ -34,11 +35,7 @@ def quiet() -> Iterator[None]:
 
 
 def shown(url: str) -> str:
-    """The URL of a database without its password.
-
-    Raises:
-        UsageError: it is none.
-    """
+    """The URL of a database without its password; a UsageError if it is none."""
     try:
         return sqlalchemy.make_url(url).render_as_string(hide_password=True)
     except sqlalchemy.exc.ArgumentError:
@@ -103,10 +100,9 @@ def _write_alone(engine: sqlalchemy.Engine) -> None:
 
 
 def _innermost(error: BaseException) -> str:
-    """The first line of what an error was caused by."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def open_study(storage: optuna.storages.RDBStorage, name: str, recipe: dict[str, Any]) -> optuna.Study:

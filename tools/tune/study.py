@@ -16,6 +16,7 @@ from optuna import visualization
 from optuna.trial import FrozenTrial
 
 from common.files import RunFiles, atomic_write
+from image_data.facts import MNIST
 from image_data.fetch import sha256_of
 from tools.intervals import mean_and_interval
 from tools.tune.space import starting_point
@@ -64,9 +65,9 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
         if not best:
             raise TuneError("no trial was trained to its end; narrow the --space to lower rates")
         tables = {"Best trials": trial_table(best[:SHOWN], space)}
-        write_settings(toml, study, best[0], None if config.data_dir is None else data_dir)
+        own_place = config.data_dir is not None or config.dataset != MNIST.name
+        write_settings(toml, study, best[0], data_dir if own_place else None)
         write_report(page, study, tables)
-        print()
         print_table(tables["Best trials"])
         if args.confirm:
             seeds = range(CONFIRM_SEED + 1, CONFIRM_SEED + 1 + args.confirm)
@@ -78,7 +79,6 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
             title = f"Trial {best[0].number} and the specification, {config.epochs} epochs, {args.confirm} new seeds"
             tables[title] = confirmation_table(rivals, seeds)
             write_report(page, study, tables)
-            print()
             print_table(tables[title])
     print(f"\n  settings  {toml}    python main.py --config {toml}\n  report    {page}")
     return 0
@@ -102,7 +102,7 @@ def _short(value: Any) -> str:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns aligned, the first to the left."""
+    print()
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]

@@ -40,8 +40,6 @@ CONFIRM_SEED = 1_000_000  # the seeds of --confirm come after this one, the tria
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know to take part in a study."""
-
     storage: str
     study: str
     trials: int  # to be finished; 0: those that wait
@@ -70,7 +68,6 @@ def best_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def is_under_way(trials: Sequence[FrozenTrial]) -> bool:
-    """Whether any of ``trials`` is being trained."""
     return any(trial.state.name == "RUNNING" for trial in trials)
 
 
@@ -94,8 +91,6 @@ def work(job: Job, troubles: Connection) -> None:
 
 
 class Worker:
-    """Takes trials of a study, one after the other."""
-
     def __init__(self, job: Job, stop_requested: Callable[[], bool]) -> None:
         self.job, self.stop_requested = job, stop_requested
         self.storage = open_storage(job.storage)
@@ -156,13 +151,11 @@ class Worker:
                     self.try_again(number)
 
     def try_again(self, number: int) -> None:
-        """Put a trial that was given up back into the queue."""
         callback = self.storage.get_heartbeat_stale_trial_callback()
         assert callback is not None
         callback(self.study, self.study.get_trials()[number])
 
     def sign(self, trial: optuna.Trial) -> None:
-        """Say who trains ``trial``."""
         self.current = trial
         trial.set_user_attr("worker", {"trial": trial.number, "host": platform.node(), "pid": os.getpid()})
 
@@ -243,7 +236,6 @@ class Workers:
             signal.signal(signal.SIGINT, handler)
 
     def alive(self) -> bool:
-        """Whether any of them works."""
         return any(process.is_alive() for process, _ in self.processes)
 
     def stop(self) -> None:
@@ -273,11 +265,7 @@ class Workers:
 
 
 def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[], None]) -> None:
-    """Start ``count`` workers and wait until the study is done.
-
-    Raises:
-        UsageError, TuneError: none is left, and it is not done.
-    """
+    """Start ``count`` workers and wait until the study is done; a TuneError or UsageError if they end before."""
     trials = study.get_trials(deepcopy=False)
     if job.to_come(trials) <= 0 and not is_under_way(trials):
         return
@@ -330,7 +318,6 @@ class Progress:
 
 
 def what_became_of(trial: FrozenTrial) -> str:
-    """The end of a trial in a few words."""
     head = f"trial {trial.number:<3}"
     if "recipe" in trial.params:
         head += f" {trial.params['recipe']:<13} seed {trial.params['seed']}"

@@ -16,7 +16,6 @@ TRIED_PORTS = 100
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
     parser = OneLineParser(doc=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="(8000)")
@@ -26,11 +25,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on ``host`` and ``port``.
-
-    Raises:
-        UsageError: it cannot; the message proposes the next free port.
-    """
+    """A socket that listens there; a UsageError, which proposes the next free port, if it cannot."""
     if not 0 <= port <= 65535:
         raise UsageError(f"port: {port} is not allowed; it must be from 0 to 65535")
     try:
@@ -52,13 +47,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C."""
     with listen(args.host, args.port) as listener:
         return serve(listener, args.host, args.output_dir, args.data_dir)
 
 
 def serve(listener: socket.socket, host: str, output_dir: str | None, data_dir: str | None) -> int:
-    """Serve until Ctrl-C, what ``listener`` hears."""
     import uvicorn
 
     from tools.web.app import create_app

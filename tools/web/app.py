@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from tools.compare.page import STATIC
-from tools.networks import Network, probabilities
+from tools.networks import probabilities
 from tools.web.guard import Guard
 from tools.web.routes import router
 from tools.web.server import Server, Settings
@@ -27,20 +27,12 @@ pages = APIRouter(include_in_schema=False)
 @pages.get("/")
 @pages.get("/docs")
 async def page() -> FileResponse:
-    """The page, and its description of the API."""
     return FileResponse(STATIC / "index.html")
 
 
 @pages.get("/static/plotly.min.js")
 async def plotly_script() -> FileResponse:
-    """Plotly, as its package has it."""
     return FileResponse(Path(plotly.__file__).parent / "package_data" / "plotly.min.js")
-
-
-def warm_up(networks: list[Network]) -> None:
-    """Ask every network once."""
-    for network in networks:
-        probabilities(network, [np.full((28, 28), 1, dtype=np.uint8)])
 
 
 @asynccontextmanager
@@ -49,19 +41,18 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     from imports import torch
 
     torch.set_num_threads(1)  # one image is too little work to share
-    await anyio.to_thread.run_sync(lambda: warm_up(app.state.server.answering_networks()))
+    blank, networks = [np.full((28, 28), 1, dtype=np.uint8)], app.state.server.answering_networks
+    await anyio.to_thread.run_sync(lambda: [probabilities(network, blank) for network in networks()])
     yield
 
 
 async def explain(request: Request, error: Exception) -> JSONResponse:
-    """What is wrong with a request's values, in one line."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, status_code=422)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The whole server."""
     app = FastAPI(
         title="Small networks on MNIST",
         description="Which digit is it? Networks of less than 10,000 parameters answer.",

@@ -52,7 +52,6 @@ class Guard:
         self.own_names = {"localhost"} if self.loopback else {"localhost", host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

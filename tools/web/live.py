@@ -57,8 +57,6 @@ class LiveRun:
 
 @dataclass
 class _Seen:
-    """What is kept of a run between two looks."""
-
     metrics: dict[str, Any] | None = None
     live: LiveRun | None = None
     progress: deque[tuple[float, int]] = field(default_factory=deque)  # seconds since 1970, batches done

@@ -71,11 +71,7 @@ class TestDigit(BaseModel):
 
 
 def mnist_form(content_type: str, body: bytes, form: str = "mnist") -> MnistImage:
-    """The image that the networks of data of this form see, from the body of a request.
-
-    Raises:
-        HTTPException: 413, 415 or 422, with the reason.
-    """
+    """The image that networks of data of this ``form`` see, from a request's body; HTTPException 413 or 422 if none."""
     if content_type == RAW_TYPE:
         if len(body) != MNIST_BYTES:
             raise HTTPException(422, f"raw bytes must be {MNIST_BYTES}, 28 rows of 28 grey levels; got {len(body)}")
@@ -138,11 +134,7 @@ async def models(server: TheServer) -> list[ModelInfo]:
 
 
 async def test_digit(server: Server, index: int | None) -> TestDigit:
-    """The test image ``index``; None: any of them.
-
-    Raises:
-        HTTPException: 404, there is none.
-    """
+    """The test image ``index`` (None: any of them); HTTPException 404 if there is none."""
     digits = await server.reading.run(mnist_test_digits, server.settings.data_dir)
     if digits is None:
         raise HTTPException(404, "MNIST is not on this machine; a training fetches it: python main.py --epochs 1")

@@ -62,7 +62,6 @@ class Bounded:
         return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter)
 
     async def run(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Both at once."""
         async with self.place():
             return await self.work(function, *args)
 
@@ -101,8 +100,6 @@ class Settings:
 
 
 class Server:
-    """Of one page, kept from one request to the next."""
-
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.networks = Networks(settings.output_dir)
@@ -114,12 +111,10 @@ class Server:
         self.watching = 0  # pages
 
     def answering_networks(self) -> list[Network]:
-        """Those that answer a drawing."""
         return self.networks.all()[:MAX_NETWORKS]
 
 
 def server_of(request: Request) -> Server:
-    """The server that ``request`` came to."""
     server: Server = request.app.state.server
     return server
 

@@ -1,0 +1,55 @@
+"""How several networks vote."""
+
+import math
+from collections.abc import Sequence
+
+from imports import F, nn, torch
+
+METHODS = ("soft", "hard", "weighted")
+
+
+def vote(log_probabilities: torch.Tensor, method: str, weights: Sequence[float]) -> torch.Tensor:
+    """What several networks say together.
+
+    Args:
+        log_probabilities: [M, N, 10] of M members.
+        method: ``soft``: the mean of the probabilities; ``weighted``: their mean with ``weights``; ``hard``: the share
+            of the members that chose a digit, where the mean probability decides between digits with as many votes.
+        weights: of the members, with sum 1.
+
+    Returns:
+        Log-probabilities [N, 10].
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    members = len(log_probabilities)
+    mean = log_probabilities.logsumexp(0) - math.log(members)
+    if method == "soft":
+        return mean
+    if method == "weighted":
+        of_members = torch.tensor(weights, device=mean.device).log().view(-1, 1, 1)
+        return (log_probabilities + of_members).logsumexp(0)
+    if method == "hard":
+        votes = F.one_hot(log_probabilities.argmax(2), log_probabilities.shape[2]).sum(0)
+        return ((votes + mean.exp()) / (members + 1)).log()  # less than a vote more
+    raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
+
+
+def scale(log_probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The log-probabilities [N, 10] at ``temperature``: above 1 less sure, below 1 more; the digits stay the same."""
+    return F.log_softmax(log_probabilities / temperature, dim=1)
+
+
+class Ensemble(nn.Module):
+    """[N, 1, 28, 28] normalised images -> [N, 10] log-probabilities of all members' vote, in evaluation mode."""
+
+    def __init__(self, members: Sequence[nn.Module], method: str, weights: Sequence[float], temperature: float) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.method, self.weights, self.temperature = method, list(weights), temperature
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        said = vote(torch.stack([member(images) for member in self.members]), self.method, self.weights)
+        return scale(said, self.temperature)
