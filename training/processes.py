@@ -8,7 +8,7 @@ Everything here does nothing in a run of one process, so that the loop is writte
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -86,8 +86,9 @@ class Processes:
             return model
         # BatchNorm's running statistics stay each process's own until ``copy_buffers``: one exchange an epoch
         # in place of one a step
-        device_ids = [device] if device.type == "cuda" else None
-        return imports.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+        engine: Callable[..., imports.nn.Module] = imports.DistributedDataParallel
+        named = "forward_sync_buffers" if hasattr(engine, "broadcast_buffers") else "broadcast_buffers"  # before 2.14
+        return engine(model, device_ids=[device] if device.type == "cuda" else None, **{named: False})
 
     def copy_buffers(self, model: imports.nn.Module) -> None:
         """Give every process rank 0's BatchNorm statistics: those that are evaluated and saved."""

@@ -1,7 +1,9 @@
+import io
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -36,6 +38,39 @@ def test_an_empty_image_has_no_digit(scans, shipped_project, tmp_path, capsys):
     Image.new("L", (50, 50), 255).save(tmp_path / "empty.png")
     assert predict.main([scans[0], str(tmp_path / "empty.png"), "--output_dir", str(shipped_project)]) == 0
     assert capsys.readouterr().out.splitlines()[2].endswith("-  nothing is drawn on it")
+
+
+def test_a_damaged_picture_among_others_has_its_own_line(scans, shipped_project, tmp_path, capsys):
+    whole = Path(scans[0]).read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    arguments = [scans[0], str(tmp_path / "half.png"), scans[1], "--output_dir", str(shipped_project)]
+    assert predict.main(arguments) == 1
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()[1:]] == scans[:2]
+    (problem,) = said.err.splitlines()
+    assert problem.startswith(f"{tmp_path / 'half.png'}: the image is damaged")
+
+
+def test_folders_and_patterns_that_the_shell_left_alone(scans, shipped_project, tmp_path, capsys):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    expected = [shutil.copy(path, str(folder / f"{number}.png")) for number, path in enumerate(scans)]
+    for argument in (str(folder), str(folder / "*.png")):
+        assert predict.main([argument, "--output_dir", str(shipped_project)]) == 0
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == expected
+
+
+def test_a_console_that_lacks_a_character(scans, shipped_project, tmp_path, monkeypatch):
+    """And one that is none, as Jupyter's output, or closed."""
+    path = shutil.copy(scans[0], tmp_path / "数字.png")
+    arguments = [str(path), "--output_dir", str(shipped_project)]
+    for stream in (io.TextIOWrapper(io.BytesIO(), encoding="cp1252"), io.StringIO()):
+        monkeypatch.setattr("sys.stdout", stream)
+        assert predict.main(arguments) == 0
+        stream.seek(0)
+        assert ("??.png" if isinstance(stream, io.TextIOWrapper) else "数字.png") in stream.read()
+    monkeypatch.setattr("sys.stdout", None)
+    assert predict.main(arguments) == 0
 
 
 @pytest.mark.parametrize(

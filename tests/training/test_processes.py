@@ -112,6 +112,7 @@ def test_one_process_speaks_and_writes_and_the_seed_decides(data, tmp_path, trai
     for name in ("first", "again"):
         done = train(MAIN, *flags_of(data, tmp_path / name, "--lr", "0.02", "--max_lr", "0.5", "--batch_size", "64"))
         assert done.returncode == 0, done.stderr
+        assert "FutureWarning" not in done.stderr
         said = ("Note: --max_lr", "not the original", "EPOCH: 0 ", "EPOCH: 1 ", "7,720 parameters", "  params ")
         for pattern in said:
             assert len(re.findall(pattern, done.stdout)) == 1, pattern
