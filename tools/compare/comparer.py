@@ -221,6 +221,7 @@ class Comparer:
             "accuracy": float(found["accuracy"]),
             "accuracy_interval": [float(end) for end in found["accuracy_interval"]],
             "confusion": confusion,
+            "classes": found.get("classes", list(MNIST.classes)),
             "recall": [float(entry["recall"]) for entry in found["per_class"]],
             "mistakes": {
                 int(entry["index"]): (int(entry["true"]), int(entry["predicted"])) for entry in found["mistakes"]
