@@ -173,7 +173,10 @@ def read_csv(path: Path) -> tuple[Any, Sequence[int] | None]:
     except UsageError:
         raise
     except (ValueError, OSError, EOFError, zlib.error) as error:  # a level that is no byte, a row of another length
-        raise UsageError(f"dataset: {path}: {str(error).partition(';')[0]}") from None
+        reason = str(error).partition(";")[0]
+        if reason.startswith("could not convert"):
+            reason = f"grey levels outside 0 to 255: {reason}"
+        raise UsageError(f"dataset: {path}: {reason}") from None
     if not len(rows) or rows.shape[1] != len(header):
         raise UsageError(f"dataset: {path} has {len(rows)} rows, of another length than its header")
     images = np.ascontiguousarray(rows[:, -len(PIXELS) :]).reshape(-1, SIDE, SIDE)

@@ -184,20 +184,20 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
   function recall() {
     const with_evaluation = evaluated();
     if (with_evaluation.length === 0) return null;
-    const chart = h("div", { class: "chart", id: "recall", role: "img", "aria-label": `Recall of each digit by ${with_evaluation.join(", ")}` });
+    const chart = h("div", { class: "chart", id: "recall", role: "img", "aria-label": `Recall of each class by ${with_evaluation.join(", ")}` });
     const stale = with_evaluation.filter((name) => comparison.evaluations[name].stale);
-    const element = card("Recall of each digit", "How many of the test images of a digit are recognised.", chart);
+    const element = card("Recall of each class", "How many of the test images of a class are recognised.", chart);
     for (const name of stale) {
       element.append(h("p", { class: "note", text: `The evaluation of ${name} is of other weights than its run: evaluate again.` }));
     }
     const draw = (Plotly) => {
       const all = with_evaluation.flatMap((name) => comparison.evaluations[name].recall);
       const traces = with_evaluation.map((name) => ({
-        name, x: [...Array(10).keys()], y: comparison.evaluations[name].recall, type: "bar",
+        name, x: comparison.evaluations[name].classes, y: comparison.evaluations[name].recall, type: "bar",
         marker: { color: colorOf(name) }, hovertemplate: "%{y:.2f} %",
       }));
       const low = Math.floor((Math.min(...all) - 0.4) * 2) / 2;
-      Plotly.react(chart, traces, layout({ title: "digit", dtick: 1 }, { title: "recall [%]", range: [low, 100] }, { barmode: "group", bargap: 0.28, showlegend: true }), CHART);
+      Plotly.react(chart, traces, layout({ title: "class", type: "category" }, { title: "recall [%]", range: [low, 100] }, { barmode: "group", bargap: 0.28, showlegend: true }), CHART);
     };
     return { element, draw };
   }
@@ -205,21 +205,20 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
   function confusion() {
     const with_evaluation = evaluated();
     if (with_evaluation.length === 0) return null;
-    const digits = [...Array(10).keys()];
     const matrices = with_evaluation.map((name) => {
-      const { accuracy, accuracy_interval: [low, high], confusion: counts } = comparison.evaluations[name];
+      const { accuracy, accuracy_interval: [low, high], confusion: counts, classes } = comparison.evaluations[name];
       const most = Math.max(4, ...counts.flatMap((line, row) => line.filter((_, column) => column !== row)));
-      const rows = counts.map((line, row) => h("tr", {}, h("th", { scope: "row", text: row }), ...line.map((count, column) => {
+      const rows = counts.map((line, row) => h("tr", {}, h("th", { scope: "row", text: classes[row] }), ...line.map((count, column) => {
         if (row === column) return h("td", { class: "right", text: count });
-        const cell = h("td", { text: count || "", title: `${count} images of ${row} answered ${column}` });
+        const cell = h("td", { text: count || "", title: `${count} images of ${classes[row]} answered ${classes[column]}` });
         if (count) cell.style.background = `color-mix(in srgb, ${colorOf(name)} ${12 + Math.round((33 * count) / most)}%, var(--surface))`;
         return cell;
       })));
       const caption = h("caption", {}, h("b", { text: name }), `${percent(accuracy)}, 95 % interval ${number(low, 2)} to ${number(high, 2)}`);
-      const head = h("tr", {}, h("th", { scope: "col" }, h("span", { class: "visually-hidden", text: "digit" })), ...digits.map((digit) => h("th", { scope: "col", text: digit })));
+      const head = h("tr", {}, h("th", { scope: "col" }, h("span", { class: "visually-hidden", text: "class" })), ...classes.map((text) => h("th", { scope: "col", text })));
       return h("div", {}, h("table", { class: "matrix" }, caption, h("thead", {}, head), h("tbody", {}, ...rows)));
     });
-    return { element: card("Confusion", "Rows: the true digit. Columns: the answer. Mistakes are coloured.", h("div", { class: "matrices" }, ...matrices)) };
+    return { element: card("Confusion", "Rows: the true class. Columns: the answer. Mistakes are coloured.", h("div", { class: "matrices" }, ...matrices)) };
   }
 
   function exportsTable() {
@@ -237,7 +236,7 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
   function disagreements() {
     const with_evaluation = evaluated();
     if (with_evaluation.length < 2) return null;
-    const cases = comparison.disagreements.filter(({ predicted }) => new Set(with_evaluation.map((name) => predicted[name])).size > 1);
+    const cases = comparison.disagreements.filter(({ predicted }) => new Set(with_evaluation.flatMap((name) => predicted[name] ?? [])).size > 1);
     const list = h("div", { class: "digits" });
     const more = h("button", { type: "button", onclick: () => {
       more.hidden = true;
@@ -245,12 +244,12 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
     }, text: `Show all ${cases.length}` });
     more.hidden = cases.length <= SHOWN_CASES;
     function add(part) {
-      for (const { index, true: label, predicted, pixels } of part) {
-        const canvas = h("canvas", { width: 28, height: 28, role: "img", "aria-label": `Test image ${index}, a ${label}` });
+      for (const { index, true: label, predicted, pixels, classes } of part) {
+        const canvas = h("canvas", { width: 28, height: 28, role: "img", "aria-label": `Test image ${index}, a ${classes[label]}` });
         if (pixels) paintDigit(canvas, [...atob(pixels)].map((char) => char.charCodeAt(0)));
-        const answers = with_evaluation.map((name) => h("li", { class: predicted[name] === label ? null : "wrong", title: name },
-          swatch(name), h("span", { class: "visually-hidden", text: `${name}: ` }), `${predicted[name]}`));
-        list.append(h("div", { class: "case" }, canvas, h("div", {}, h("p", { text: `a ${label}` }), h("p", { class: "note", text: `no. ${index}` }), h("ul", {}, ...answers))));
+        const answers = with_evaluation.filter((name) => name in predicted).map((name) => h("li", { class: predicted[name] === label ? null : "wrong", title: name },
+          swatch(name), h("span", { class: "visually-hidden", text: `${name}: ` }), classes[predicted[name]]));
+        list.append(h("div", { class: "case" }, canvas, h("div", {}, h("p", { text: `a ${classes[label]}` }), h("p", { class: "note", text: `no. ${index}` }), h("ul", {}, ...answers))));
       }
     }
     add(cases.slice(0, SHOWN_CASES));
