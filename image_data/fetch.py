@@ -184,9 +184,8 @@ def _another(raw: Path) -> DataError:
 
 def _is_whole(path: Path) -> bool:
     """Whether an IDX file has as many bytes as its header says."""
-    with open(path, "rb") as file:
-        head = file.read(16)
-    sizes = struct.unpack_from(f">{head[3]}I", head, 4) if head[:3] == b"\0\0\x08" and head[3] in (1, 3) else ()
+    head = path.read_bytes()[:16]
+    sizes = struct.unpack_from(f">{head[3]}I", head, 4) if head[:4] in (b"\0\0\x08\1", b"\0\0\x08\3") else ()
     return bool(sizes) and path.stat().st_size == 4 + 4 * len(sizes) + math.prod(sizes)
 
 

@@ -163,13 +163,13 @@ def read_csv(path: Path) -> tuple[Any, Sequence[int] | None]:
         UsageError: it has another header, rows of another length, or what is no grey level.
     """
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+        packed = path.suffix == ".gz"
+        with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a table without rows, which is told below
             header = [word.strip(' "\r\n') for word in file.readline().split(",")]
             if header not in (PIXELS, ["label", *PIXELS]):
                 raise UsageError(f"dataset: the header of {path} is not label,pixel0,...,pixel783, or without label")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a table without rows, which is told below
-                rows = np.loadtxt(file, np.uint8, delimiter=",", ndmin=2)
+            rows = np.loadtxt(file, np.uint8, delimiter=",", ndmin=2)
     except UsageError:
         raise
     except (ValueError, OSError, EOFError, zlib.error) as error:  # a level that is no byte, a row of another length
