@@ -184,7 +184,7 @@ def _another(raw: Path) -> DataError:
 
 def _is_whole(path: Path) -> bool:
     """Whether an IDX file has as many bytes as its header says."""
-    head = path.read_bytes()[:16]
+    head = path.read_bytes()[:16].ljust(16, b"\0")
     sizes = struct.unpack_from(f">{head[3]}I", head, 4) if head[:4] in (b"\0\0\x08\1", b"\0\0\x08\3") else ()
     return bool(sizes) and path.stat().st_size == 4 + 4 * len(sizes) + math.prod(sizes)
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import StopAfter, write_idx
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_digits
 
 import main as command
 from common.cli import silent
@@ -340,6 +341,40 @@ def same_images(tmp_path, mnist, count, test_count):
     return places
 
 
+@pytest.mark.long
+def test_ten_other_classes(tmp_path, capsys):
+    """scikit-learn's digits, 8x8, of other hands: trained, evaluated, exported, compared and voting on their own."""
+    sets = load_digits()
+    for number, (image, label) in enumerate(zip(np.rint(sets.images * 255 / 16), sets.target, strict=True)):
+        path = tmp_path / "digits" / f"no{label}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.astype(np.uint8)).save(path)
+    results = ["--output_dir", str(tmp_path)]
+    flags = ["--dataset", str(tmp_path / "digits"), "--data_dir", str(tmp_path / "data"), *results, "--name", "ten"]
+    recipe = ["--scheduler", "onecycle", "--epochs", "12", "--batch_size", "30", "--max_lr", "0.2", "--threads", "1"]
+    assert command.main([*flags, *recipe, "--val_split", "200"]) == 0
+    metrics = load_metrics_json("ten", tmp_path)
+    accuracy, data = metrics["test_acc"][-1], metrics["data"]
+    assert accuracy > 90
+    assert (data["classes"], data["train_images"] + data["test_images"]) == ([f"no{n}" for n in range(10)], 1797)
+    assert evaluate(["--name", "ten", *results]) == 0
+    assert export(["--name", "ten", "--precision", "fp32", *results]) == 0
+    for what, found in (("evaluation", "accuracy"), ("export", "pytorch")):
+        measured = json.loads((tmp_path / "outputs" / f"ten_{what}.json").read_text())
+        assert measured["images"] == data["test_images"]
+        right = measured[found] if what == "evaluation" else measured[found]["accuracy"]
+        assert right == pytest.approx(accuracy, abs=1e-3)
+    assert ensemble.main(["--members", "ten", *results]) == 0
+    assert json.loads((tmp_path / "outputs" / "ensemble.json").read_text())["accuracy"] == pytest.approx(
+        accuracy, abs=1e-3
+    )
+    assert compare(results) == 0
+    assert f"{accuracy:.2f}%" in capsys.readouterr().out
+    assert predict.main([str(tmp_path / "digits" / "no3"), "--name", "ten", *results]) == 0
+    answers = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert answers.count("no3") > 0.8 * len(answers)
+
+
 @pytest.mark.parametrize(
     ("count", "test_count", "most"), [(600, 200, 100), pytest.param(12_000, 10_000, 0.5, marks=pytest.mark.long)]
 )
@@ -353,4 +388,5 @@ def test_the_same_images_give_the_same_weights(mnist, tmp_path, count, test_coun
         state = torch.load(config.files.params, weights_only=True)
         digests[form] = b"".join(value.numpy().tobytes() for value in state.values())
     assert digests["idx"] == digests["gz"] == digests["csv"]
+    print(accuracies)
     assert abs(accuracies["folder"] - accuracies["idx"]) <= most, accuracies
