@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -143,8 +144,9 @@ def _stamp(source: Path) -> str | None:
     """Names, sizes and times of all files; None: there are none."""
     if not source.exists():
         return None
-    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    stats = ((path, path.stat()) for path in files)
+    walked = os.walk(source, followlinks=True) if source.is_dir() else [(str(source.parent), [], [source.name])]
+    files = sorted(os.path.join(folder, name) for folder, _, names in walked for name in names)
+    stats = ((path, os.stat(path)) for path in files)
     return hashlib.sha256("".join(f"{path} {at.st_size} {at.st_mtime_ns}\n" for path, at in stats).encode()).hexdigest()
 
 

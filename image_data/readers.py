@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import socket
 import warnings
 import zlib
@@ -192,9 +193,9 @@ def _labelled(path: Path) -> Part:
 
 def _pictures(folder: Path, form: str) -> Part:
     """The images of a folder that has a folder for each class."""
-    images, labels, kinds = [], [], dict[str, Path]()
+    images, labels, kinds = [], [], dict[str, str]()
     for inside in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(path for path in inside.iterdir() if path.name not in ("Thumbs.db",) and path.name[0] != ".")
+        files = [str(inside / name) for name in sorted(os.listdir(inside)) if name != "Thumbs.db" and name[0] != "."]
         if not files:
             raise UsageError(f"dataset: {inside} is an empty class; remove it, or put images into it")
         for path in files:
@@ -214,7 +215,7 @@ def _pictures(folder: Path, form: str) -> Part:
     return np.stack(images), labels
 
 
-def _grey(image: Image.Image, path: Path) -> Any:
+def _grey(image: Image.Image, path: str) -> Any:
     """Its grey levels [H, W]: what is transparent and how it lies as ``read_grey`` takes it, who predicts."""
     from image_data.form import FORMATS, read_grey
 
