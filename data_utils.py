@@ -231,51 +231,34 @@ def load_data(
         DataError, UsageError: as ``load_images`` and ``split_indices``.
     """
     folder = settings.ensure_data(log)
-    facts = facts_of(folder)
+    facts, tensors = facts_of(folder), settings.pipeline == "tensor"
     images, labels = _read_images(folder, train=True)
     train_idx, val_idx = split_indices(labels, settings.val_split)
-    if settings.pipeline == "torchvision":
-        return _torchvision_data(settings, folder, (train_idx, val_idx), share, with_test)
-
-    generator = torch.Generator(device).manual_seed(settings.seed)
+    generator = torch.Generator(device if tensors else "cpu").manual_seed(settings.seed)
     policy = get_policy(settings.augment, settings.augment_strength)
-    images, labels = images.to(device), labels.to(device)
+    train: Batches
+    if tensors:
+        images, labels = images.to(device), labels.to(device)
+        train = TensorBatches(
+            images[train_idx], labels[train_idx], settings.batch_size, policy, generator, share, facts
+        )
+    else:
+        augmented = Subset(datasets.MNIST(str(folder), True, train_transforms(policy, facts)), train_idx.tolist())
+        sampler = PartOfEachBatch(len(train_idx), settings.batch_size, generator, share)
+        train = DataLoader(augmented, batch_sampler=sampler, generator=generator)
 
-    def in_order(images: torch.Tensor, labels: torch.Tensor) -> TensorBatches:
-        return TensorBatches(images.to(device), labels.to(device), EVAL_BATCH_SIZE, share=share, facts=facts)
+    def in_order(of_train: bool, chosen: torch.Tensor | None = None) -> Batches:
+        if not tensors:
+            dataset = datasets.MNIST(str(folder), of_train, test_transforms(facts))
+            return _evaluation_loader(dataset if chosen is None else Subset(dataset, chosen.tolist()), share)
+        parts = _read_images(folder, of_train)
+        images, labels = (part.to(device) if chosen is None else part[chosen].to(device) for part in parts)
+        return TensorBatches(images, labels, EVAL_BATCH_SIZE, share=share, facts=facts)
 
     return Data(
-        train=TensorBatches(images[train_idx], labels[train_idx], settings.batch_size, policy, generator, share, facts),
-        val=in_order(images[val_idx], labels[val_idx]) if settings.val_split else None,
-        test=in_order(*_read_images(folder, train=False)) if with_test else None,
-        facts=facts,
-        train_size=len(train_idx),
-        generator=generator,
-    )
-
-
-def _torchvision_data(
-    settings: DataSettings,
-    folder: Path,
-    split: tuple[torch.Tensor, torch.Tensor],
-    share: tuple[int, int],
-    with_test: bool,
-) -> Data:
-    """The same by the specification's pipeline; ``split`` is what ``split_indices`` gives."""
-    (train_idx, val_idx), facts = split, facts_of(folder)
-    policy = get_policy(settings.augment, settings.augment_strength)
-    generator = torch.Generator().manual_seed(settings.seed)
-
-    def images(train: bool, transform: transforms.Compose) -> datasets.MNIST:
-        return datasets.MNIST(str(folder), train=train, transform=transform)
-
-    augmented = Subset(images(True, train_transforms(policy, facts)), train_idx.tolist())
-    held_out = Subset(images(True, test_transforms(facts)), val_idx.tolist())
-    sampler = PartOfEachBatch(len(train_idx), settings.batch_size, generator, share)
-    return Data(
-        train=DataLoader(augmented, batch_sampler=sampler, generator=generator),
-        val=_evaluation_loader(held_out, share) if settings.val_split else None,
-        test=_evaluation_loader(images(False, test_transforms(facts)), share) if with_test else None,
+        train=train,
+        val=in_order(True, val_idx) if settings.val_split else None,
+        test=in_order(False) if with_test else None,
         facts=facts,
         train_size=len(train_idx),
         generator=generator,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -143,13 +144,18 @@ def _stamp(source: Path) -> str | None:
     """Names, sizes and times of all files; None: there are none."""
     if not source.exists():
         return None
-    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    stats = ((path, path.stat()) for path in files)
+    walked = os.walk(source, followlinks=True) if source.is_dir() else [(str(source.parent), [], [source.name])]
+    files = sorted(os.path.join(folder, name) for folder, _, names in walked for name in names)
+    stats = ((path, os.stat(path)) for path in files)
     return hashlib.sha256("".join(f"{path} {at.st_size} {at.st_mtime_ns}\n" for path, at in stats).encode()).hexdigest()
 
 
 def _write(raw: Path, facts: DataSet, stamp: str, classes: list[str], train: Any, test: Any) -> None:
-    sums, pixels = {}, train[0].astype("float64") / 255
+    import numpy as np
+
+    sums, levels = {}, np.arange(256) / 255
+    shares = np.bincount(train[0].reshape(-1), minlength=256) / train[0].size  # of each grey level
+    mean = float(shares @ levels)
     for name, values in zip(MNIST_SHA256, (*train, *test), strict=True):
         header = bytes([0, 0, 8, values.ndim]) + b"".join(side.to_bytes(4, "big") for side in values.shape)
         contents = header + values.astype("uint8").tobytes()
@@ -159,8 +165,8 @@ def _write(raw: Path, facts: DataSet, stamp: str, classes: list[str], train: Any
     facts = replace(
         facts,
         classes=tuple(classes),
-        mean=round(float(pixels.mean()), 4),
-        std=round(float(pixels.std()), 4),
+        mean=round(mean, 4),
+        std=round(float(shares @ (levels - mean) ** 2) ** 0.5, 4),
         train_images=len(train[0]),
         test_images=len(test[0]),
         sha256=_of(sums),

@@ -12,9 +12,11 @@ import contextlib
 import gzip
 import hashlib
 import http.client
+import math
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tarfile
 import tempfile
@@ -93,22 +95,33 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def expected_sums(raw: Path) -> dict[str, str]:
-    """The SHA-256 that each of the four files must have: of ``SHA256SUMS``, or MNIST's.
+def read_sums(raw: Path) -> dict[str, str] | None:
+    """File name -> SHA-256, as the ``SHA256SUMS`` in ``raw`` has it; None: there is none.
 
     Raises:
-        DataError: there is one, and it cannot be read or has not all four.
+        DataError: it cannot be read.
     """
     try:
         contents = (raw / SUMS_FILE).read_bytes()
         # PowerShell writes UTF-16, and both it and Windows' editors a byte order mark
         text = contents.decode("utf-16" if contents[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
-        return MNIST_SHA256
+        return None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {raw / SUMS_FILE}: {error}") from None
-    found = re.findall(r"^([0-9a-fA-F]{64})[ ][ *](?:\./)?(\S+)\s*$", text, flags=re.MULTILINE)
-    sums = {name: digest.lower() for digest, name in found if name in MNIST_SHA256}
+    found = re.findall(r"^([0-9a-fA-F]{64})\s+\*?(?:\.[/\\])?(\S+)\s*$", text, flags=re.MULTILINE)
+    return {name: digest.lower() for digest, name in found}
+
+
+def expected_sums(raw: Path) -> dict[str, str]:
+    """The SHA-256 that each of the four files must have: of ``SHA256SUMS``, or MNIST's.
+
+    Raises:
+        DataError: there is one, and it cannot be read or has not all four.
+    """
+    sums = read_sums(raw)
+    if sums is None:
+        return MNIST_SHA256
     missing = [name for name in MNIST_SHA256 if name not in sums]
     if missing:
         raise DataError(
@@ -142,8 +155,8 @@ def _verify_own_data_set(raw: Path, expected: dict[str, str], log: Callable[[str
 
 def _set_aside_damaged(raw: Path, log: Callable[[str], None]) -> None:
     wrong = [name for name in _wrong_files(raw, MNIST_SHA256) if (raw / name).exists()]
-    if len(wrong) == len(MNIST_SHA256):
-        raise DataError(f"{raw} does not hold the original MNIST; for a data set of your own: --dataset {raw}")
+    if len(wrong) > 1 and all(_is_whole(raw / name) for name in wrong):  # a copy breaks off, or in one place
+        raise _another(raw)
     for name in wrong:
         aside = raw / f"{name}.damaged"
         os.replace(raw / name, aside)
@@ -165,19 +178,33 @@ def _fetch(raw: Path, log: Callable[[str], None]) -> None:
         )
 
 
+def _another(raw: Path) -> DataError:
+    return DataError(f"{raw} does not hold the original MNIST; for a data set of your own: --dataset {raw}")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an IDX file has as many bytes as its header says."""
+    head = path.read_bytes()[:16].ljust(16, b"\0")
+    sizes = struct.unpack_from(f">{head[3]}I", head, 4) if head[:4] in (b"\0\0\x08\1", b"\0\0\x08\3") else ()
+    return bool(sizes) and path.stat().st_size == 4 + 4 * len(sizes) + math.prod(sizes)
+
+
 def _unpack(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list[str]:
-    """Take files that lie there packed, or under the other spelling of their names. Returns why one was not taken."""
-    failures = []
+    """Take files that lie there packed, or under the other spelling of their names.
+
+    Raises:
+        DataError: one is not the original.
+    """
     for name in names:
-        other = raw / name.replace("-idx", ".idx")
-        paths = [path for path in (other, Path(f"{other}.gz"), raw / f"{name}.gz") if path.is_file()]
-        for path in paths[:1]:
+        dotted = name.replace("-idx", ".idx")
+        for path in (raw / other for other in (f"{name}.gz", dotted, f"{dotted}.gz") if (raw / other).is_file()):
             try:
                 with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
                     _place(stream, raw / name)
-            except (OSError, EOFError, zlib.error) as error:
-                failures.append(f"{path.name}: {error}")
-    return failures
+                break
+            except (OSError, EOFError, zlib.error):
+                raise _another(raw) from None
+    return []
 
 
 def _fetch_from_mirrors(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list[str]:

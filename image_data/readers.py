@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
+import socket
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +17,7 @@ from PIL import Image, ImageOps
 
 import imports
 from common.files import UsageError
-from image_data.fetch import DataError
+from image_data.fetch import CONNECT_SECONDS, DataError, read_sums, sha256_of
 
 MAX_CLASSES = 10
 TEST_SHARE = 6  # where there are no test images, every sixth of each class is held out
@@ -59,14 +62,20 @@ def read_named(name: str, torchvisions: str, root: Path) -> tuple[list[str], Par
         DataError: it is not there and cannot be fetched.
     """
     options = {"split": "digits"} if name == "emnist-digits" else {}
+    make, before = getattr(imports.datasets, torchvisions), socket.getdefaulttimeout()
+    socket.setdefaulttimeout(CONNECT_SECONDS)  # torchvision would wait for ever
     try:
-        make = getattr(imports.datasets, torchvisions)
         sets = [make(str(root), train=train, download=True, **options) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        known = [(make.url, "")] if name == "emnist-digits" else make.resources
+        urls = known["train"] + known["test"] if isinstance(known, dict) else known
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or "an IDX header is wrong"
         raise DataError(
-            f"dataset: {name} could not be fetched ({str(error).splitlines()[0]}); put its files, as torchvision's"
-            f" {torchvisions} names them, into {root / torchvisions / 'raw'}"
+            f"dataset: {name} could not be fetched, or is damaged ({reason}); put"
+            f" {', '.join(Path(url).name for url, _ in urls)} into {root / torchvisions / 'raw'}"
         ) from None
+    finally:
+        socket.setdefaulttimeout(before)
     parts = []
     for found in sets:
         images = found.data.transpose(1, 2) if name == "emnist-digits" else found.data  # EMNIST's lie on their side
@@ -103,6 +112,9 @@ def _read(source: Path, form: str) -> tuple[Part, Part | None]:
             missing = [part for part, path in files.items() if path is None]
             if missing:
                 raise UsageError(f"dataset: {folder} has no {', '.join(missing)} among its IDX files")
+            for name, digest in (read_sums(folder) or {}).items():
+                if (folder / name).is_file() and sha256_of(folder / name) != digest:
+                    raise UsageError(f"dataset: {folder / name} is damaged: it is not as its SHA-256 says")
             return _idx_part(files, "train", form), _idx_part(files, "t10k", form)
     if (source / "train").is_dir():
         return _pictures(source / "train", form), _pictures(source / "test", form) if (
@@ -140,7 +152,9 @@ def _idx_part(files: Mapping[str, Path | None], part: str, form: str) -> Part:
     )
     if len(images) != len(labels):
         raise UsageError(f"dataset: {files[f'{part}-images']} has {len(images)} images and {len(labels)} labels")
-    return _brought([Image.fromarray(image) for image in images], form), labels.tolist()
+    if not len(images):
+        raise UsageError(f"dataset: {files[f'{part}-images']} has no images")
+    return np.stack([_brought(image, form) for image in images]), labels.tolist()
 
 
 def read_csv(path: Path) -> tuple[Any, Sequence[int] | None]:
@@ -149,18 +163,25 @@ def read_csv(path: Path) -> tuple[Any, Sequence[int] | None]:
     Raises:
         UsageError: it has another header, rows of another length, or what is no grey level.
     """
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        header = [word.decode(errors="replace").strip() for word in file.readline().split(b",")]
-    if header not in (PIXELS, ["label", *PIXELS]):
-        raise UsageError(f"dataset: the header of {path} is not label,pixel0,...,pixel783, nor that without label")
     try:
-        rows = np.loadtxt(path, np.int64, delimiter=",", skiprows=1, ndmin=2)
-    except ValueError as error:
-        raise UsageError(f"dataset: {path}: {str(error).splitlines()[0]}") from None
-    pixels = rows[:, -len(PIXELS) :]
-    if rows.shape[1] != len(header) or pixels.min() < 0 or pixels.max() > 255:
-        raise UsageError(f"dataset: {path} has rows of another length, or grey levels outside 0 to 255")
-    return pixels.astype(np.uint8).reshape(-1, SIDE, SIDE), rows[:, 0].tolist() if header[0] == "label" else None
+        packed = path.suffix == ".gz"
+        with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a table without rows, which is told below
+            header = [word.strip(' "\r\n') for word in file.readline().split(",")]
+            if header not in (PIXELS, ["label", *PIXELS]):
+                raise UsageError(f"dataset: the header of {path} is not label,pixel0,...,pixel783, or without label")
+            rows = np.loadtxt(file, np.uint8, delimiter=",", ndmin=2)
+    except UsageError:
+        raise
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # a level that is no byte, a row of another length
+        reason = str(error).partition(";")[0]
+        if reason.startswith("could not convert"):
+            reason = f"grey levels outside 0 to 255: {reason}"
+        raise UsageError(f"dataset: {path}: {reason}") from None
+    if not len(rows) or rows.shape[1] != len(header):
+        raise UsageError(f"dataset: {path} has {len(rows)} rows, of another length than its header")
+    images = np.ascontiguousarray(rows[:, -len(PIXELS) :]).reshape(-1, SIDE, SIDE)
+    return images, rows[:, 0].tolist() if header[0] == "label" else None
 
 
 def _labelled(path: Path) -> Part:
@@ -172,27 +193,35 @@ def _labelled(path: Path) -> Part:
 
 def _pictures(folder: Path, form: str) -> Part:
     """The images of a folder that has a folder for each class."""
-    images, labels = [], []
+    images, labels, kinds = [], [], dict[str, str]()
     for inside in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(path for path in inside.iterdir() if path.name not in ("Thumbs.db",) and path.name[0] != ".")
+        files = [str(inside / name) for name in sorted(os.listdir(inside)) if name != "Thumbs.db" and name[0] != "."]
         if not files:
             raise UsageError(f"dataset: {inside} is an empty class; remove it, or put images into it")
         for path in files:
-            try:
+            try:  # each at once in its small form: thousands of photos would fill the memory
                 with Image.open(path) as image:
-                    image.load()
+                    kinds.setdefault(f"{image.width}x{image.height} {image.mode}", path)
+                    images.append(_brought(_grey(image, path), form))
             except Exception as error:  # what a damaged file makes the decoders raise may be anything
-                raise UsageError(
-                    f"dataset: {path} is no image that can be read: {str(error).splitlines()[0]}"
-                ) from None
-            images.append(image)
-            if (image.size, image.mode) != (images[0].size, images[0].mode):
-                kinds = [f"{kind.width}x{kind.height} {kind.mode}" for kind in (image, images[0])]
-                raise UsageError(f"dataset: {path} is {kinds[0]}, the images before it {kinds[1]}; all must be alike")
+                reason = str(error).splitlines()[0]
+                raise UsageError(f"dataset: {path} is no image that can be read: {reason}") from None
+            if len(kinds) > 1:
+                first, other = kinds
+                raise UsageError(f"dataset: {path} is {other}, the images before it {first}; all must be alike")
         labels += [inside.name] * len(files)
     if not images:
         raise UsageError(f"dataset: {folder} has neither a folder for each class, nor IDX files, nor a train.csv")
-    return _brought(images, form), labels
+    return np.stack(images), labels
+
+
+def _grey(image: Image.Image, path: str) -> Any:
+    """Its grey levels [H, W]: what is transparent and how it lies as ``read_grey`` takes it, who predicts."""
+    from image_data.form import FORMATS, read_grey
+
+    if image.mode == "L" or image.format not in FORMATS:
+        return np.asarray(image.convert("L"))
+    return read_grey(path)
 
 
 def read_picture(source: bytes | str, form: str) -> NDArray[np.uint8]:
@@ -202,25 +231,18 @@ def read_picture(source: bytes | str, form: str) -> NDArray[np.uint8]:
     grey = read_grey(source)
     if form == "mnist":
         return to_mnist(grey)
-    image: NDArray[np.uint8] = _brought([Image.fromarray(grey.astype(np.uint8))], form)[0]
-    return image
+    return _brought(grey, form)
 
 
-def _brought(images: Sequence[Any], form: str) -> NDArray[np.uint8]:
-    """uint8 [N, 28, 28]: images of that size as they are; others whole with their proportions, or in MNIST's form."""
+def _brought(grey: Any, form: str) -> NDArray[np.uint8]:
+    """uint8 [28, 28]: an image of that size as it is; another whole with its proportions, or in MNIST's form."""
+    levels: NDArray[np.uint8] = np.rint(grey).astype(np.uint8) if grey.dtype != np.uint8 else grey
+    if levels.shape == (SIDE, SIDE):
+        return levels
+    if form == "mnist":
+        from image_data.form import to_mnist
 
-    def brought(image: Any) -> Any:
-        grey = image.convert("L")
-        if grey.size == (SIDE, SIDE):
-            return np.asarray(grey)
-        if form == "mnist":
-            from image_data.form import to_mnist
-
-            return to_mnist(np.asarray(grey))
-        levels = np.asarray(grey)
-        paper = int(np.median(np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]])))
-        resampling = Image.Resampling
-        method = resampling.BOX if max(grey.size) > SIDE else resampling.BICUBIC
-        return np.asarray(ImageOps.pad(grey, (SIDE, SIDE), method, paper))
-
-    return np.stack([brought(image) for image in images]) if len(images) else np.zeros((0, SIDE, SIDE), np.uint8)
+        return to_mnist(levels)
+    paper = int(np.median(np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]])))
+    method = Image.Resampling.BOX if max(levels.shape) > SIDE else Image.Resampling.BICUBIC
+    return np.asarray(ImageOps.pad(Image.fromarray(levels), (SIDE, SIDE), method, paper))

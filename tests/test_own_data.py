@@ -1,6 +1,8 @@
 """A data set of one's own on its whole way: letters, three or ten, set in matplotlib's fonts, by every command."""
 
+import base64
 import csv
+import gzip
 import json
 import re
 import shutil
@@ -9,19 +11,27 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from conftest import StopAfter, write_idx
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_digits
 
 import main as command
+from common.cli import silent
 from data_utils import load_images
+from image_data.facts import facts_of
 from imports import torch
 from tests.browser import ask, connected
 from tools import ensemble, predict
 from tools.compare.__main__ import main as compare
+from tools.compare.comparer import Comparer
 from tools.evaluate.__main__ import main as evaluate
 from tools.export.__main__ import main as export
 from tools.networks import Networks, load_network, probabilities
 from training.config import TrainConfig
+from training.run import StoppedError
+from training.step import evaluate as evaluate_batches
+from training.train import train_and_evaluate
 from visualization import load_metrics_json, save_model_params
 
 FONTS = sorted({font.fname for font in font_manager.fontManager.ttflist if "/mpl-data/" in font.fname})
@@ -244,3 +254,142 @@ def test_a_submission(letters, tmp_path, capsys):
     with pytest.raises(SystemExit):
         predict.main([str(table), str(table), "--submission", str(tmp_path / "s.csv"), *where])
     assert "submission: give one CSV file of images" in capsys.readouterr().err
+
+
+# What must not be taken for something else
+
+
+def test_networks_are_compared_on_the_images_that_they_share(letters, tiny, tmp_path):
+    """Two networks of letters and one of bars: the letters are theirs alone."""
+    folder = letters.results.parent
+    (tmp_path / "outputs").mkdir()
+    for name, answer in {"one": 1, "other": 2, "bars": 3}.items():
+        metrics = load_metrics_json("abc", folder / "results") | {"name": name}
+        if name == "bars":
+            metrics["data"] = facts_of(tiny).as_json()
+        (tmp_path / "outputs" / f"{name}_metrics.json").write_text(json.dumps(metrics))
+        evaluation = {
+            "accuracy": 90.0,
+            "accuracy_interval": [80.0, 95.0],
+            "classes": metrics["data"]["classes"],
+            "confusion": [[1] * 10] * 10,
+            "per_class": [{"recall": 50.0}] * 10,
+            "mistakes": [{"index": 5, "true": 0, "predicted": answer}],
+        }
+        (tmp_path / "outputs" / f"{name}_evaluation.json").write_text(json.dumps(evaluation))
+    compared = Comparer(str(tmp_path)).compare()
+    (found,) = compared.disagreements
+    assert (found["predicted"], found["classes"]) == (
+        {"one": 1, "other": 2},
+        load_metrics_json("abc", folder / "results")["data"]["classes"],
+    )
+    images, _ = load_images(TrainConfig(**metrics["config"]).data_folder, False)
+    assert base64.b64decode(found["pixels"]) == images[5].numpy().tobytes()
+    assert compared.evaluations["one"]["confusion"] == [[1] * len(letters.classes)] * len(letters.classes)
+
+
+def test_members_of_several_data_sets_do_not_vote(letters, a_finished_run, tmp_path, capsys):
+    folder = letters.results.parent
+    shutil.copytree(folder / "results", tmp_path / "both")
+    shutil.copytree(a_finished_run, tmp_path / "both", dirs_exist_ok=True)
+    with pytest.raises(SystemExit):
+        ensemble.main(["--members", "abc", "run", "--output_dir", str(tmp_path / "both")])
+    assert "members: they are of several data sets (letters (" in capsys.readouterr().err
+
+
+def test_fewer_images_than_a_batch(letters, tmp_path, capsys):
+    flags = [*letters.flags[:4], "--output_dir", str(tmp_path), "--batch_size", "9999"]
+    assert "batch_size: 9999 is not allowed; there are" in refused(flags, capsys)
+
+
+def test_an_output_without_a_class_is_never_the_answer():
+    class Stubborn(torch.nn.Module):
+        def forward(self, images):
+            return torch.tensor([[-3.0, -2.0, -4.0, *[-0.5] * 7]]).expand(len(images), 10)
+
+    batches = [(torch.zeros(4, 1, 28, 28), torch.tensor([1, 1, 1, 0]))]
+    assert evaluate_batches(Stubborn(), batches, torch.device("cpu"), classes=3)[1] == 75.0
+
+
+def test_going_on_needs_no_weights_to_start_from(letters, tmp_path):
+    folder, flags = letters.results.parent, letters.flags
+    weights = shutil.copy(folder / "results" / "outputs" / "abc_params.pth", tmp_path / "weights.pth")
+    places = {"dataset": flags[1], "data_dir": flags[3], "output_dir": str(tmp_path), "name": "tuned"}
+    config = TrainConfig(**places, init=str(weights), epochs=2, batch_size=10)
+    with pytest.raises(StoppedError):
+        train_and_evaluate(config, silent, stop_requested=StopAfter(8))
+    weights.unlink()
+    assert command.main(["--resume", "--name", "tuned", "--output_dir", str(tmp_path)]) == 0
+
+
+def same_images(tmp_path, mnist, count, test_count):
+    """MNIST's first images as IDX, packed IDX, CSV and a folder."""
+    places = {form: tmp_path / form for form in ("idx", "gz", "csv", "folder")}
+    for part, prefix, size in (("train", "train", count), ("test", "t10k", test_count)):
+        images, labels = (values[:size] for values in load_images(mnist, part == "train", silent))
+        for form in ("idx", "csv"):
+            places[form].mkdir(exist_ok=True)
+        write_idx(places["idx"] / f"{prefix}-images-idx3-ubyte", images.contiguous())
+        write_idx(places["idx"] / f"{prefix}-labels-idx1-ubyte", labels.to(torch.uint8))
+        rows = np.column_stack([labels.numpy(), images.numpy().reshape(size, -1)])
+        header = ",".join(["label", *(f"pixel{place}" for place in range(784))])
+        np.savetxt(places["csv"] / f"{part}.csv", rows, "%d", ",", header=header, comments="")
+        for number, (image, label) in enumerate(zip(images.numpy(), labels.tolist(), strict=True)):
+            path = places["folder"] / part / str(label) / f"{number:05}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    for path in shutil.copytree(places["idx"], places["gz"]).iterdir():
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    return places
+
+
+@pytest.mark.long
+def test_ten_other_classes(tmp_path, capsys):
+    """scikit-learn's digits, 8x8, of other hands: trained, evaluated, exported, compared and voting on their own."""
+    sets = load_digits()
+    for number, (image, label) in enumerate(zip(np.rint(sets.images * 255 / 16), sets.target, strict=True)):
+        path = tmp_path / "digits" / f"no{label}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.astype(np.uint8)).save(path)
+    results = ["--output_dir", str(tmp_path)]
+    flags = ["--dataset", str(tmp_path / "digits"), "--data_dir", str(tmp_path / "data"), *results, "--name", "ten"]
+    recipe = ["--scheduler", "onecycle", "--epochs", "12", "--batch_size", "30", "--max_lr", "0.2", "--threads", "1"]
+    assert command.main([*flags, *recipe, "--val_split", "200"]) == 0
+    metrics = load_metrics_json("ten", tmp_path)
+    accuracy, data = metrics["test_acc"][-1], metrics["data"]
+    assert accuracy > 90
+    assert (data["classes"], data["train_images"] + data["test_images"]) == ([f"no{n}" for n in range(10)], 1797)
+    assert evaluate(["--name", "ten", *results]) == 0
+    assert export(["--name", "ten", "--precision", "fp32", *results]) == 0
+    for what, found in (("evaluation", "accuracy"), ("export", "pytorch")):
+        measured = json.loads((tmp_path / "outputs" / f"ten_{what}.json").read_text())
+        assert measured["images"] == data["test_images"]
+        right = measured[found] if what == "evaluation" else measured[found]["accuracy"]
+        assert right == pytest.approx(accuracy, abs=1e-3)
+    assert ensemble.main(["--members", "ten", *results]) == 0
+    assert json.loads((tmp_path / "outputs" / "ensemble.json").read_text())["accuracy"] == pytest.approx(
+        accuracy, abs=1e-3
+    )
+    assert compare(results) == 0
+    assert f"{accuracy:.2f}%" in capsys.readouterr().out
+    assert predict.main([str(tmp_path / "digits" / "no3"), "--name", "ten", *results]) == 0
+    answers = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert answers.count("no3") > 0.8 * len(answers)
+
+
+@pytest.mark.parametrize(
+    ("count", "test_count", "most"), [(600, 200, 100), pytest.param(12_000, 10_000, 0.5, marks=pytest.mark.long)]
+)
+def test_the_same_images_give_the_same_weights(mnist, tmp_path, count, test_count, most):
+    """3 s: bit for bit; in the order of a folder as accurate, which 600 images do not tell."""
+    digests, accuracies = {}, {}
+    for form, place in same_images(tmp_path, mnist, count, test_count).items():
+        places = {"dataset": str(place), "data_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "out")}
+        config = TrainConfig(**places, name=form, scheduler="onecycle", epochs=3, threads=1)
+        accuracies[form] = train_and_evaluate(config, silent).metrics["test_acc"][-1]
+        state = torch.load(config.files.params, weights_only=True)
+        digests[form] = b"".join(value.numpy().tobytes() for value in state.values())
+    assert digests["idx"] == digests["gz"] == digests["csv"]
+    print(accuracies)
+    assert abs(accuracies["folder"] - accuracies["idx"]) <= most, accuracies

@@ -21,7 +21,7 @@ from typing import Any
 from common.cli import OneLineParser, check_at_least, run_command
 from common.files import RunFiles, UsageError
 from data_utils import load_images, split_indices
-from image_data.facts import facts_of
+from image_data.facts import DataSet, facts_of
 from imports import F, nn, torch
 from model_strategy import known_models
 from tools.evaluate.measures import as_input, expected_calibration_error, fit_temperature, predict
@@ -125,6 +125,9 @@ def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
         if args.data_dir is not None:
             here["data_dir"] = args.data_dir
         members.append(TrainConfig(**{**metrics["config"], **here}))
+    of_data = {str(DataSet.of(load_metrics_json(member.run_name, member.output_dir))) for member in members}
+    if len(of_data) > 1:
+        raise UsageError(f"members: they are of several data sets ({', '.join(sorted(of_data))}); take some of one")
     held_out = {member.val_split for member in members}
     if len(held_out) > 1:
         raise UsageError(

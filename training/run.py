@@ -99,7 +99,8 @@ class Run:
             self.processes.copy_buffers(self.step.average)
         for split, batches in (("test", self.data.test), ("val", self.data.val)):
             if batches is not None:
-                self.report.evaluated(split, *evaluate(self.evaluated, batches, self.step.device, self.processes))
+                where = self.step.device, self.processes, self.step.classes
+                self.report.evaluated(split, *evaluate(self.evaluated, batches, *where))
 
     def save_results(self) -> None:
         if not self.processes.is_main:

@@ -4,6 +4,7 @@ run = prepare_run(TrainConfig(model="3", epochs=15), torch.device("cpu"))
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from common.files import UsageError
@@ -29,12 +30,14 @@ def prepare_run(
     processes: Processes = ALONE,
     log: Callable[[str], None] = print_line,
     with_test: bool = True,
+    resumed: bool = False,
 ) -> Run:
     """Everything up to the first batch.
 
     Args:
         log: gets each line that a person should read.
         with_test: False: the test set is not read, and the metrics have no ``test_losses`` and ``test_acc``.
+        resumed: its weights are still to come: it needs none to start from.
 
     Raises:
         UsageError, DataError: as ``train_and_evaluate``.
@@ -51,7 +54,7 @@ def prepare_run(
         )
 
     torch.manual_seed(config.seed)
-    model = make_network(config, device)
+    model = make_network(replace(config, init=None) if resumed else config, device)
     if processes.count > 1:  # the same weights, but dropout of its own in every process
         torch.manual_seed(config.seed + processes.rank)
     step_model = as_a_step_runs_it(model, config, device, amp, processes, log)
@@ -69,6 +72,7 @@ def prepare_run(
         average,
         amp,
         config.label_smoothing,
+        len(data.facts.classes),
     )
     evaluated = model if average is None else average.module
     kernels = isinstance(step_model, KernelNetwork)
@@ -114,11 +118,13 @@ def share_evenly(config: TrainConfig, processes: Processes) -> None:
 
 
 def check_last_batch(train_size: int, config: TrainConfig, processes: Processes) -> None:
-    """Make sure that every process has an image of an epoch's last batch.
+    """Make sure that there is a batch, and that every process has an image of an epoch's last one.
 
     Raises:
-        UsageError: there are fewer images than processes.
+        UsageError: there are fewer images than that.
     """
+    if config.dataset != "mnist" and train_size < config.batch_size:
+        raise UsageError(f"batch_size: {config.batch_size} is not allowed; there are {train_size} training images")
     last = train_size % config.batch_size
     if 0 < last < processes.count:
         raise UsageError(

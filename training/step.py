@@ -37,6 +37,7 @@ class Step:
     average: AveragedModel | None = None  # the moving average of the weights to bring up to date, if any
     amp: bool = False  # compute in bfloat16 where that is safe
     label_smoothing: float = 0.0  # part of a label spread over all classes (Szegedy et al. 2015, arXiv:1512.00567)
+    classes: int = 10  # of the data set; an output beyond them is never the answer
 
     def inputs(self, batches: Iterable[Batch]) -> Iterator[Any]:
         """What ``__call__`` takes, a batch at a time."""
@@ -69,7 +70,7 @@ class Step:
         self.optimizer.step()
         if self.average is not None:
             self.update_average()
-        loss, correct = loss.detach(), (log_probabilities.argmax(1) == labels).sum()
+        loss, correct = loss.detach(), (log_probabilities[:, : self.classes].argmax(1) == labels).sum()
         return torch.stack([loss * len(labels), correct, torch.full_like(loss, len(labels))])
 
     def update_average(self) -> None:
@@ -88,7 +89,7 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device, processes: Processes = ALONE
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, processes: Processes = ALONE, classes: int = 10
 ) -> tuple[float, float]:
     """The mean negative log-likelihood and the accuracy in percent over all images of all processes' ``batches``."""
     model.eval()
@@ -98,7 +99,7 @@ def evaluate(
         images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
         log_probabilities = model(images)
         loss_sum += F.nll_loss(log_probabilities, labels, reduction="sum")
-        correct += (log_probabilities.argmax(1) == labels).sum()
+        correct += (log_probabilities[:, :classes].argmax(1) == labels).sum()
         count += len(labels)
     totals = processes.sum(torch.stack([loss_sum, correct, torch.tensor(float(count), device=device)]))
     loss_total, correct_total, all_images = totals.tolist()

@@ -66,7 +66,7 @@ def train_and_evaluate(
     if checkpoint is not None and checkpoint["metrics"]:  # without them it is damaged, as ``restore`` tells
         same_data(config, DataSet.of(checkpoint["metrics"]), "resume: the run")
     with locked(config.files, processes), processes.connected(device):
-        run = prepare_run(config, device, processes, log)
+        run = prepare_run(config, device, processes, log, resumed=checkpoint is not None)
         run.stop_requested = stop_requested
         if checkpoint is not None:
             run.restore(checkpoint)

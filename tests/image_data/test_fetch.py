@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import make_tiny_mnist, sums_of
+from conftest import contents, make_tiny_mnist, sums_of
 
 from common.files import UsageError
 from image_data import fetch
@@ -235,6 +235,22 @@ def test_sums_that_lack_a_file(tiny_mnist):
     sums.write_text("".join(sums.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(DataError, match=f"has no sum for {IMAGES}"):
         ensure_mnist(tiny_mnist)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_another_data_set_without_sums_is_left_as_it_is(origin, tmp_path, packed):
+    """Its test labels are the original's, as those of MNIST's many relatives are."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    make_tiny_mnist(raw, train=30, test=10, seed=7)
+    for path in list(raw.iterdir()) if packed else ():
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    before = contents(raw)
+    with pytest.raises(
+        DataError, match=f"{raw} does not hold the original MNIST; for a data set of your own: --dataset"
+    ):
+        ensure_mnist(tmp_path / "data", lambda line: None)
+    assert {path: data for path, data in contents(raw).items() if path.name != ".lock"} == before
 
 
 def test_the_real_mnist_is_the_original(mnist):

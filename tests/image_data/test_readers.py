@@ -2,10 +2,11 @@
 
 import gzip
 import shutil
+import socket
 
 import numpy as np
 import pytest
-from conftest import sums_of, write_idx, write_sums
+from conftest import make_tiny_mnist, sums_of, write_idx, write_sums
 from PIL import Image
 
 from common.cli import silent
@@ -14,7 +15,8 @@ from data_utils import load_images
 from image_data import readers
 from image_data.facts import MNIST, DataSet, ensure_data, facts_of, set_folder
 from image_data.fetch import DataError
-from imports import torch
+from image_data.readers import read_picture
+from imports import datasets, torch
 
 PARTS = {"train": "train", "t10k": "test"}
 
@@ -226,15 +228,74 @@ def test_emnist_is_turned_upright(digits, tmp_path):
     assert facts.classes == MNIST.classes
 
 
-def test_a_set_that_cannot_be_fetched(tmp_path, monkeypatch):
-    def refuse(*args, **options):
-        raise RuntimeError("Error downloading train-images\nand more")
-
-    monkeypatch.setattr("torchvision.datasets.KMNIST", refuse)
+@pytest.mark.parametrize("name", ["fashion", "kmnist", "qmnist", "emnist-digits"])
+def test_a_set_that_cannot_be_fetched(tmp_path, monkeypatch, name):
+    nowhere = "http://127.0.0.1:9/"  # nobody listens there
+    for kind in (datasets.FashionMNIST, datasets.KMNIST):
+        monkeypatch.setattr(kind, "mirrors", [nowhere])
+    monkeypatch.setattr(datasets.EMNIST, "url", f"{nowhere}gzip.zip")
+    listed = {
+        part: [(nowhere + url.rpartition("/")[2], None) for url, _ in found]
+        for part, found in datasets.QMNIST.resources.items()
+    }
+    monkeypatch.setattr(datasets.QMNIST, "resources", listed)
     with pytest.raises(
-        DataError, match=r"kmnist could not be fetched \(Error downloading train-images\); put its files"
-    ):
-        read("kmnist", tmp_path)
+        DataError, match=rf"{name} could not be fetched, or is damaged \(.*refused.*\); put .*zip|gz"
+    ) as caught:
+        read(name, tmp_path)
+    assert str(caught.value).endswith("raw")
+    assert "\n" not in str(caught.value)
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_picture_is_read_as_it_will_be_when_it_is_asked(tmp_path):
+    """Black ink on nothing, as drawing programs save it: the paper is white, and not black as well."""
+    for part in ("train", "test"):
+        for number, name in enumerate("aabb"):
+            image = Image.new("RGBA", (40, 40))
+            image.paste((0, 0, 0, 255), (10 + 5 * number, 5, 14 + 5 * number, 35))
+            path = tmp_path / "drawn" / part / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    folder = ensure_data(str(tmp_path / "drawn"), tmp_path / "data", log=silent)
+    assert np.array_equal(load_images(folder, True)[0][0], read_picture(str(tmp_path / "drawn/train/a/0.png"), "whole"))
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_table_as_spreadsheets_write_it(digits, tmp_path, quote):
+    path = write_csv(tmp_path / "train.csv", *digits["train"])
+    first, rest = path.read_text().split("\n", 1)
+    names = ",".join(f"{quote}{name.strip()}{quote}" for name in first.split(","))
+    path.write_text(f"{names}\n{rest}", encoding="utf-8-sig")
+    assert facts_of(ensure_data(str(path), tmp_path / "data", log=silent)).train_images == 50
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_table_without_rows(digits, tmp_path):
+    path = write_csv(tmp_path / "train.csv", *digits["train"])
+    path.write_text(path.read_text().split("\n", 1)[0])
+    with pytest.raises(UsageError, match="has 0 rows"):
+        read(path, tmp_path / "data")
+
+
+def test_sums_beside_idx_files_are_looked_at(tmp_path):
+    make_tiny_mnist(tmp_path / "bars")
+    write_sums(tmp_path / "bars")
+    ensure_data(str(tmp_path / "bars"), tmp_path / "data", log=silent)
+    images = tmp_path / "bars" / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1] + b"\xaa")
+    with pytest.raises(UsageError, match="train-images-idx3-ubyte is damaged"):
+        read(tmp_path / "bars", tmp_path / "data")
+
+
+@pytest.mark.parametrize("form", ["whole", "mnist"])
+def test_a_picture_with_nothing_on_it(tmp_path, form):
+    for part, name in (("train", "a"), ("train", "b"), ("test", "a")):
+        path = tmp_path / "blank" / part / name / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.new("L", (40, 40), 255).save(path)
+    with pytest.raises(UsageError, match=r"one grey level alone|nothing is drawn"):
+        ensure_data(str(tmp_path / "blank"), tmp_path / "data", form, silent)
 
 
 # What is under DATA_DIR/MNIST/raw

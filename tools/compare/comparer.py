@@ -14,7 +14,7 @@ from common.cli import silent
 from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, existing_runs
 from common.results import Metrics
 from data_utils import load_images
-from image_data.facts import MNIST, DataSet
+from image_data.facts import MNIST, DataSet, facts_of
 from image_data.fetch import DataError, is_there
 from tools.networks import (
     ENSEMBLE_COMMAND,
@@ -170,7 +170,11 @@ class Comparer:
         if not any(row.kind == "ensemble" for row in rows):
             command = self._command(ENSEMBLE_COMMAND)
             comparison.missing.append({"what": "an ensemble of the networks", "command": command})
-        comparison.disagreements.extend(self._disagreements(comparison.evaluations))
+        of_data: dict[str, dict[str, dict[str, Any]]] = {}  # networks can disagree on the same images alone
+        for name, evaluation in comparison.evaluations.items():
+            of_data.setdefault(DataSet.of(self._facts(name)).sha256, {})[name] = evaluation
+        for evaluations in of_data.values():
+            comparison.disagreements.extend(self._disagreements(evaluations))
         return comparison
 
     def _add_details(self, comparison: Comparison, row: RunRow) -> None:
@@ -199,16 +203,20 @@ class Comparer:
             except (OSError, ValueError, RecursionError, TypeError, LookupError, AttributeError) as error:
                 comparison.problems.append(f"{path} is not as its schema says: {type(error).__name__} {error}")
 
-    def _data(self, name: str) -> DataSet:
+    def _facts(self, name: str) -> dict[str, Any]:
+        """A run's metrics, or what describes the ensemble."""
         metrics = self.metrics.get(name)
-        return DataSet.of(read_ensemble(RunFiles(name, self.output_dir)) if isinstance(metrics, str) else metrics)
+        return read_ensemble(RunFiles(name, self.output_dir)) if isinstance(metrics, str) else metrics
 
-    def _data_dir(self, name: str) -> str | None:
-        metrics = self.metrics.get(name)
-        of_run = None if isinstance(metrics, str) or self.data_dir is not None else metrics["config"].get("dataset")
-        if of_run in (None, MNIST.name) or isinstance(metrics, str):
-            return self.data_dir
-        return str(TrainConfig(**metrics["config"]).data_folder)
+    def _test_images(self, name: str) -> Any:
+        """As ``mnist_test_digits``, of what ``name`` was trained on; None if those are gone."""
+        facts, folder = self._facts(name), self.data_dir
+        of_run = self.metrics.get(facts["members"][0]) if "members" in facts else facts
+        if folder is None and not isinstance(of_run, str) and (data := DataSet.of(facts)) != MNIST:
+            folder = str(TrainConfig(**of_run["config"]).data_folder)
+            if not is_there(folder) or facts_of(Path(folder)).sha256 != data.sha256:
+                return None
+        return mnist_test_digits(folder)
 
     def _command(self, command: str) -> str:
         return command if self.output_dir is None else f"{command} --output_dir {self.output_dir}"
@@ -217,12 +225,13 @@ class Comparer:
         confusion = [[int(count) for count in line] for line in found["confusion"]]
         if [len(line) for line in confusion] != [10] * 10:
             raise ValueError("the confusion matrix is not 10 x 10")
+        classes = [str(name) for name in found.get("classes", MNIST.classes)]
         comparison.evaluations[row.name] = {
             "accuracy": float(found["accuracy"]),
             "accuracy_interval": [float(end) for end in found["accuracy_interval"]],
-            "confusion": confusion,
-            "classes": found.get("classes", list(MNIST.classes)),
-            "recall": [float(entry["recall"]) for entry in found["per_class"]],
+            "classes": classes,
+            "confusion": [line[: len(classes)] for line in confusion[: len(classes)]],
+            "recall": [float(entry["recall"]) for entry in found["per_class"]][: len(classes)],
             "mistakes": {
                 int(entry["index"]): (int(entry["true"]), int(entry["predicted"])) for entry in found["mistakes"]
             },
@@ -237,27 +246,22 @@ class Comparer:
         ]
 
     def _disagreements(self, evaluations: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-        """The test images that some networks get right and others wrong, or wrong in different ways.
-
-        Of networks that were trained on other data than the first, nothing is said.
-        """
+        """The test images that some networks get right and others wrong, or wrong in different ways."""
         wrong: dict[int, dict[str, int]] = {}
         labels: dict[int, int] = {}
-        mistakes = {name: evaluation.pop("mistakes") for name, evaluation in evaluations.items()}
-        data = {name: self._data(name) for name in evaluations}
-        alike = [name for name in data if data[name].sha256 == next(iter(data.values())).sha256]
-        for name in alike:
-            for index, (label, predicted) in mistakes[name].items():
+        for name, evaluation in evaluations.items():
+            for index, (label, predicted) in evaluation.pop("mistakes").items():
                 wrong.setdefault(index, {})[name] = predicted
                 labels[index] = label
         found: list[dict[str, Any]] = []
         for index, mistaken in sorted(wrong.items()):
-            predicted = {name: mistaken.get(name, labels[index]) for name in alike}
+            predicted = {name: mistaken.get(name, labels[index]) for name in evaluations}
             if len(set(predicted.values())) > 1:
                 found.append({"index": index, "true": labels[index], "predicted": predicted})
         found.sort(key=lambda entry: -len(set(entry["predicted"].values())))  # stable: then by index
-        digits = mnist_test_digits(self._data_dir(alike[0])) if found else None
+        digits = self._test_images(name) if found else None
         for entry in found[:MAX_DISAGREEMENTS]:
+            entry["classes"] = evaluations[name]["classes"]
             if digits is not None and entry["index"] < len(digits[0]):
                 entry["pixels"] = base64.b64encode(digits[0][entry["index"]].tobytes()).decode()
         return found[:MAX_DISAGREEMENTS]

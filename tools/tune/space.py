@@ -29,16 +29,8 @@ ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "augment_strength": ("augment", ("rotate", "affine", "elastic")),
 }
 # What makes a run the run that it is, or a study comparable with itself; it is given by flags and not searched.
-NOT_SEARCHED = (
-    "model",
-    "epochs",
-    "val_split",
-    "seed",
-    "pipeline",
-    "image_form",
-    "init",
-    *fields_in("machine", "place"),
-)
+GIVEN = ("model", "epochs", "val_split", "seed", "pipeline", "image_form", "init")
+NOT_SEARCHED = (*GIVEN, *fields_in("machine", "place"))
 
 
 def read_space(path: Path | None, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -184,36 +184,29 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
   function recall() {
     const with_evaluation = evaluated();
     if (with_evaluation.length === 0) return null;
-    const chart = h("div", { class: "chart", id: "recall", role: "img", "aria-label": `Recall of each digit by ${with_evaluation.join(", ")}` });
+    const chart = h("div", { class: "chart", id: "recall", role: "img", "aria-label": `Recall of each class by ${with_evaluation.join(", ")}` });
     const stale = with_evaluation.filter((name) => comparison.evaluations[name].stale);
-    const element = card("Recall of each digit", "How many of the test images of a digit are recognised.", chart);
+    const element = card("Recall of each class", "How many of the test images of a class are recognised.", chart);
     for (const name of stale) {
       element.append(h("p", { class: "note", text: `The evaluation of ${name} is of other weights than its run: evaluate again.` }));
     }
     const draw = (Plotly) => {
-      const all = with_evaluation.flatMap((name) => comparison.evaluations[name].recall.slice(0, classesOf(name).length));
+      const all = with_evaluation.flatMap((name) => comparison.evaluations[name].recall);
       const traces = with_evaluation.map((name) => ({
-        name, x: classesOf(name), y: comparison.evaluations[name].recall.slice(0, classesOf(name).length), type: "bar",
+        name, x: comparison.evaluations[name].classes, y: comparison.evaluations[name].recall, type: "bar",
         marker: { color: colorOf(name) }, hovertemplate: "%{y:.2f} %",
       }));
       const low = Math.floor((Math.min(...all) - 0.4) * 2) / 2;
-      Plotly.react(chart, traces, layout({ title: "digit", dtick: 1 }, { title: "recall [%]", range: [low, 100] }, { barmode: "group", bargap: 0.28, showlegend: true }), CHART);
+      Plotly.react(chart, traces, layout({ title: "class", type: "category" }, { title: "recall [%]", range: [low, 100] }, { barmode: "group", bargap: 0.28, showlegend: true }), CHART);
     };
     return { element, draw };
-  }
-
-  /** The names of the outputs of a network. */
-  function classesOf(name) {
-    return comparison.evaluations[name].classes;
   }
 
   function confusion() {
     const with_evaluation = evaluated();
     if (with_evaluation.length === 0) return null;
     const matrices = with_evaluation.map((name) => {
-      const { accuracy, accuracy_interval: [low, high], confusion: all } = comparison.evaluations[name];
-      const classes = classesOf(name);
-      const counts = all.slice(0, classes.length).map((line) => line.slice(0, classes.length));
+      const { accuracy, accuracy_interval: [low, high], confusion: counts, classes } = comparison.evaluations[name];
       const most = Math.max(4, ...counts.flatMap((line, row) => line.filter((_, column) => column !== row)));
       const rows = counts.map((line, row) => h("tr", {}, h("th", { scope: "row", text: classes[row] }), ...line.map((count, column) => {
         if (row === column) return h("td", { class: "right", text: count });
@@ -222,10 +215,10 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
         return cell;
       })));
       const caption = h("caption", {}, h("b", { text: name }), `${percent(accuracy)}, 95 % interval ${number(low, 2)} to ${number(high, 2)}`);
-      const head = h("tr", {}, h("th", { scope: "col" }, h("span", { class: "visually-hidden", text: "digit" })), ...classes.map((text) => h("th", { scope: "col", text })));
+      const head = h("tr", {}, h("th", { scope: "col" }, h("span", { class: "visually-hidden", text: "class" })), ...classes.map((text) => h("th", { scope: "col", text })));
       return h("div", {}, h("table", { class: "matrix" }, caption, h("thead", {}, head), h("tbody", {}, ...rows)));
     });
-    return { element: card("Confusion", "Rows: the true digit. Columns: the answer. Mistakes are coloured.", h("div", { class: "matrices" }, ...matrices)) };
+    return { element: card("Confusion", "Rows: the true class. Columns: the answer. Mistakes are coloured.", h("div", { class: "matrices" }, ...matrices)) };
   }
 
   function exportsTable() {
@@ -243,8 +236,7 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
   function disagreements() {
     const with_evaluation = evaluated();
     if (with_evaluation.length < 2) return null;
-    const answering = (predicted) => with_evaluation.filter((name) => name in predicted); // those of the same data
-    const cases = comparison.disagreements.filter(({ predicted }) => new Set(answering(predicted).map((name) => predicted[name])).size > 1);
+    const cases = comparison.disagreements.filter(({ predicted }) => new Set(with_evaluation.flatMap((name) => predicted[name] ?? [])).size > 1);
     const list = h("div", { class: "digits" });
     const more = h("button", { type: "button", onclick: () => {
       more.hidden = true;
@@ -252,14 +244,12 @@ export function showComparison(root, comparison, chosen, onChoose, state) {
     }, text: `Show all ${cases.length}` });
     more.hidden = cases.length <= SHOWN_CASES;
     function add(part) {
-      for (const { index, true: label, predicted, pixels } of part) {
-        const classes = classesOf(answering(predicted)[0]);
-        const truth = classes[label];
-        const canvas = h("canvas", { width: 28, height: 28, role: "img", "aria-label": `Test image ${index}, a ${truth}` });
+      for (const { index, true: label, predicted, pixels, classes } of part) {
+        const canvas = h("canvas", { width: 28, height: 28, role: "img", "aria-label": `Test image ${index}, a ${classes[label]}` });
         if (pixels) paintDigit(canvas, [...atob(pixels)].map((char) => char.charCodeAt(0)));
-        const answers = answering(predicted).map((name) => h("li", { class: predicted[name] === label ? null : "wrong", title: name },
+        const answers = with_evaluation.filter((name) => name in predicted).map((name) => h("li", { class: predicted[name] === label ? null : "wrong", title: name },
           swatch(name), h("span", { class: "visually-hidden", text: `${name}: ` }), classes[predicted[name]]));
-        list.append(h("div", { class: "case" }, canvas, h("div", {}, h("p", { text: `a ${truth}` }), h("p", { class: "note", text: `no. ${index}` }), h("ul", {}, ...answers))));
+        list.append(h("div", { class: "case" }, canvas, h("div", {}, h("p", { text: `a ${classes[label]}` }), h("p", { class: "note", text: `no. ${index}` }), h("ul", {}, ...answers))));
       }
     }
     add(cases.slice(0, SHOWN_CASES));
