@@ -102,7 +102,6 @@ def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Proc
 
 
 def _is_finished(config: TrainConfig) -> bool:
-    """Whether the run's last files were written too."""
     return _metrics_of(config).get("status") == "finished" and config.files.params.exists()
 
 

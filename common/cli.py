@@ -93,11 +93,7 @@ def command(
 
 
 def check_at_least(args: argparse.Namespace, **least: int) -> None:
-    """Hold the numbers among ``args`` against the smallest that are allowed; those that are not there are right.
-
-    Raises:
-        UsageError: one is smaller.
-    """
+    """Hold the numbers that are among ``args`` against the smallest that are allowed; a UsageError names one."""
     for name, smallest in least.items():
         if getattr(args, name, smallest) < smallest:
             raise UsageError(f"{name}: {getattr(args, name)} is not allowed; it must be at least {smallest}")

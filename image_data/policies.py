@@ -30,7 +30,6 @@ class Policy:
 
     @property
     def draws(self) -> int:
-        """Uniform draws that an image takes."""
         if self.nearest:
             return 1
         return sum(count for _, count in self._parts())

@@ -117,9 +117,8 @@ def _read(source: Path, form: str) -> tuple[Part, Part | None]:
                     raise UsageError(f"dataset: {folder / name} is damaged: it is not as its SHA-256 says")
             return _idx_part(files, "train", form), _idx_part(files, "t10k", form)
     if (source / "train").is_dir():
-        return _pictures(source / "train", form), _pictures(source / "test", form) if (
-            source / "test"
-        ).is_dir() else None
+        test_folder = source / "test"
+        return _pictures(source / "train", form), _pictures(test_folder, form) if test_folder.is_dir() else None
     return _pictures(source, form), None
 
 

@@ -42,8 +42,6 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Voting:
-    """A way to vote, and what it gave on the held-out images."""
-
     method: str
     weights: list[float]
     temperature: float

@@ -57,7 +57,6 @@ class Network:
 
     @functools.cached_property
     def latency_ms(self) -> float:
-        """Of one image, on this machine."""
         return round(forward_ms(self.model), 3)
 
 
@@ -146,12 +145,7 @@ def load_run(model: str, name: str, output_dir: OutputDir = None) -> nn.Module:
 
 
 def load_ensemble(name: str = "ensemble", output_dir: OutputDir = None) -> Ensemble:
-    """The ensemble that ``outputs/NAME.json`` describes, with its members' weights.
-
-    Raises:
-        FileNotFoundError: it or a member is not there.
-        DamagedFileError, RuntimeError: a file is not what it should be.
-    """
+    """The ensemble that ``outputs/NAME.json`` describes, with its members' weights. Raises as ``load_run``."""
     return _ensemble_of(read_ensemble(RunFiles(name, output_dir)), output_dir)
 
 
@@ -255,11 +249,9 @@ def known_networks(output_dir: str | None = None) -> list[str]:
 
 def is_a_name(name: str) -> bool:
     """Whether a run may have this name; a file that somebody put into the folder may have any."""
-    try:
-        RunFiles(name)
-    except UsageError:
-        return False
-    return True
+    with contextlib.suppress(UsageError):
+        return bool(RunFiles(name))
+    return False
 
 
 class Networks:

@@ -20,7 +20,6 @@ def seconds_of(function: Callable[[], object], device: torch.device = CPU) -> fl
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until ``device`` has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

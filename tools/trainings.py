@@ -67,11 +67,7 @@ def threads_each(jobs: int) -> int:
 
 
 def train_in_a_process(config: TrainConfig, launcher: Sequence[str] = (sys.executable,)) -> float:
-    """Train by the command itself, in a process of its own. Returns the seconds that the whole command took.
-
-    Raises:
-        ProcessError: it failed.
-    """
+    """Train by the command itself. Returns the seconds that all of it took; a ProcessError if it fails."""
     settings = asdict(config) | {"data_dir": str(config.data_root.resolve())}
     if config.output_dir is not None:  # the command runs in the project's folder
         settings["output_dir"] = str(Path(config.output_dir).resolve())
@@ -103,7 +99,6 @@ def is_trained(config: TrainConfig) -> bool:
 
 
 def train_missing(runs: Sequence[TrainConfig], jobs: int) -> None:
-    """Train those that are not there, ``jobs`` at a time."""
     missing = [run for run in runs if not is_trained(run)]
     if not missing:
         return

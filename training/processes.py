@@ -30,7 +30,6 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that prints and writes."""
         return self.rank == 0
 
     @classmethod

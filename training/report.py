@@ -214,6 +214,5 @@ class Report:
 
     @property
     def _advice(self) -> str:
-        """What to try when a number is no longer finite."""
         rate = "--max_lr" if self.config.scheduler == "onecycle" else "--lr"
         return f"try a lower {rate}"

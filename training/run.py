@@ -57,7 +57,6 @@ class Run:
 
     @property
     def result(self) -> nn.Module:
-        """The network that is evaluated and saved."""
         if self.step.average is None:
             return self.model
         averaged: nn.Module = self.step.average.module

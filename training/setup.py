@@ -64,16 +64,9 @@ def prepare_run(
     average = None
     if config.ema_decay:  # of the running statistics too: they belong to the weights that they were taken with
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
-    step = Step(
-        processes.synchronized(step_model, device),
-        optimizer,
-        device,
-        scheduler if advances_every_batch(config.scheduler) else None,
-        average,
-        amp,
-        config.label_smoothing,
-        len(data.facts.classes),
-    )
+    each_batch = scheduler if advances_every_batch(config.scheduler) else None
+    recipe = each_batch, average, amp, config.label_smoothing, len(data.facts.classes)
+    step = Step(processes.synchronized(step_model, device), optimizer, device, *recipe)
     evaluated = model if average is None else average.module
     kernels = isinstance(step_model, KernelNetwork)
     if kernels:
@@ -105,11 +98,7 @@ def captured(step: Step, batches: Batches, processes: Processes, report: Report)
 
 
 def share_evenly(config: TrainConfig, processes: Processes) -> None:
-    """Make sure that a batch divides among the processes.
-
-    Raises:
-        UsageError: it does not.
-    """
+    """Make sure that a batch divides among the processes; else a UsageError."""
     if config.batch_size % processes.count:
         raise UsageError(
             f"batch_size: {config.batch_size} is not allowed with {processes.count} processes; it must divide among"
@@ -118,11 +107,7 @@ def share_evenly(config: TrainConfig, processes: Processes) -> None:
 
 
 def check_last_batch(train_size: int, config: TrainConfig, processes: Processes) -> None:
-    """Make sure that there is a batch, and that every process has an image of an epoch's last one.
-
-    Raises:
-        UsageError: there are fewer images than that.
-    """
+    """Make sure that there is a batch, and that every process has an image of the last one; else a UsageError."""
     if config.dataset != "mnist" and train_size < config.batch_size:
         raise UsageError(f"batch_size: {config.batch_size} is not allowed; there are {train_size} training images")
     last = train_size % config.batch_size

@@ -22,11 +22,7 @@ PER_EPOCH = {
 
 
 def check_installed() -> None:
-    """Make sure that TensorBoard is there, without loading it.
-
-    Raises:
-        UsageError: it is not; the message says how to add it.
-    """
+    """Make sure that TensorBoard is there, without loading it; else a UsageError says how to add it."""
     if find_spec("tensorboard") is None:
         raise UsageError("tensorboard: it is not installed; add it with: pip install -r requirements-tools.txt")
 

@@ -98,11 +98,7 @@ class Worker:
         # tens of trials (Watanabe 2023, arXiv:2304.11127). It fits good and bad trials jointly (multivariate), each
         # branch by itself (group), and takes trials under way for bad ones, so that workers do not do the same twice.
         sampler = optuna.samplers.TPESampler(
-            seed=job.sampler_seed,
-            n_startup_trials=RANDOM_TRIALS,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
+            seed=job.sampler_seed, n_startup_trials=RANDOM_TRIALS, multivariate=True, group=True, constant_liar=True
         )
         pruner = optuna.pruners.PercentilePruner(
             KEPT_PERCENT, n_startup_trials=RANDOM_TRIALS, n_warmup_steps=(job.epochs + 1) // 2

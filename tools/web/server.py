@@ -31,7 +31,6 @@ class Problem(BaseModel):
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the API's description: these statuses come with a reason."""
     return {status: {"model": Problem} for status in statuses}
 
 
@@ -58,7 +57,6 @@ class Bounded:
             self.under_way -= 1
 
     async def work(self, function: Callable[..., Result], *args: Any) -> Result:
-        """What ``function`` returns, when it is its turn."""
         return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter)
 
     async def run(self, function: Callable[..., Result], *args: Any) -> Result:
