@@ -165,6 +165,16 @@ def test_the_page_answers_by_their_names(letters, serve):
     assert right >= 4
 
 
+def test_its_files_have_its_name():
+    for dataset, name in (
+        ("mnist", "mnist"),
+        ("fashion", "fashion"),
+        ("x/my letters.csv.gz", "my_letters"),
+        ("_", "own"),
+    ):
+        assert TrainConfig(dataset=dataset, model="3").run_name == f"{name}_model_3"
+
+
 # A run goes on with its own data, and with no others
 
 

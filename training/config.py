@@ -100,7 +100,7 @@ class TrainConfig:
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps; auto is cuda where there is one", "machine")
     threads: int | None = setting(None, "CPU threads; default: torch's choice", "machine", minimum=1, maximum=1024)
 
-    name: str | None = setting(None, "name of the run and its files; default: mnist_model_MODEL", "place")
+    name: str | None = setting(None, "name of the run and its files; default: DATASET_model_MODEL", "place")
     dataset: str = setting("mnist", f"mnist, {', '.join(NAMES)}, or a folder or file of your own", "place")
     data_dir: str | None = setting(None, "folder with MNIST/raw; default: the project's data", "place")
     output_dir: str | None = setting(None, "folder for outputs, plots, summaries; default: the project", "place")
@@ -127,7 +127,8 @@ class TrainConfig:
 
     @property
     def run_name(self) -> str:
-        return f"mnist_model_{self.model}" if self.name is None else self.name
+        data = re.sub(r"[^A-Za-z0-9-]+", "_", Path(self.dataset).name.split(".")[0]).strip("_-") or "own"
+        return f"{data}_model_{self.model}" if self.name is None else self.name
 
     @property
     def files(self) -> RunFiles:
