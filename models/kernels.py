@@ -147,11 +147,7 @@ def _chain(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _known_layers(modules: list[nn.Module]) -> tuple[Layers, list[nn.Module]]:
-    """What the kernels run of ``modules``, from the first on, and those that are left.
-
-    Raises:
-        UnknownLayersError: they do not begin with blocks and pooling to one pixel.
-    """
+    """What the kernels run of ``modules``, from the first on, and those that are left. Raises as ``divided``."""
     layers, left, side = Layers(), modules, IMAGE[1]
     while True:
         match left:

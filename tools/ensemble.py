@@ -95,11 +95,7 @@ def twin_of(member: TrainConfig, held_out: int) -> TrainConfig:
 
 
 def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
-    """The runs that the arguments name.
-
-    Raises:
-        UsageError: a run that is named is not there, or two of them hold out different numbers of images.
-    """
+    """The runs that the arguments name; a UsageError if one is not there, or if two do not fit together."""
     if not args.members:
         common = {"data_dir": args.data_dir, "output_dir": args.output_dir}
         if args.dataset is not None:

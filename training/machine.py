@@ -1,11 +1,14 @@
 """What the machine offers a training: its device, its number formats, its memory, its compiler, its versions."""
 
+import contextlib
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from common.files import PROJECT_DIR, UsageError
@@ -94,6 +97,14 @@ def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
     return torch.device(name)
 
 
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1]
+    return platform.processor()
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers of a run depend on besides its configuration."""
     # --exclude: no tag in place of the commit's hash
@@ -116,5 +127,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
+        "processor": processor(),
         "git_commit": commit,
     }

@@ -340,6 +340,16 @@ def test_a_study_goes_on_and_refuses_other_settings(result, tiny, tmp_path, tune
     assert len(load_study(tmp_path).get_trials()) == len(before) + 1
 
 
+def test_a_study_lies_in_its_folder_whatever_that_is_called(tiny, tmp_path, tuned):
+    """3 s: a study of one training."""
+    folder = tmp_path / "50% done? #1 a%20b"
+    done = tuned("--trials", 1, "--epochs", 1, "--val_split", 100, "--data_dir", tiny, "--output_dir", folder)
+    assert done.returncode == 0, done.stderr
+    assert {f"tuning_{NAME}.db", f"tuning_{NAME}.toml"} <= {path.name for path in (folder / "outputs").iterdir()}
+    assert f"main.py --config '{folder / 'outputs' / f'tuning_{NAME}.toml'}'" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
 def test_one_worker_repeats_a_study(tiny, tmp_path, tuned):
     """5 s: two studies of three trainings."""
     flags = ["--trials", 3, "--epochs", 1, "--val_split", 100, "--data_dir", tiny]

@@ -150,9 +150,10 @@ def test_wrong_arguments(flags, message, capsys):
 
 
 def test_listening_to_the_network_still_refuses_other_sites(serve):
-    address, _ = serve("--host", "0.0.0.0")
+    address, _ = serve("--host", "0.0.0.0", "--allow_host", "Name.local")
     local = address.replace("0.0.0.0", "127.0.0.1")
     assert request(local, path="/api/models", Host="192.168.1.20:8000")[0] == 200
+    assert request(local, path="/api/models", Host="name.local:8000")[0] == 200
     assert request(local, path="/api/models", Host="evil.example")[0] == 403
     assert request(local, path="/api/models", Origin="http://evil.example")[0] == 403
 

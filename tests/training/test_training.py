@@ -69,7 +69,7 @@ def test_metrics_of_a_run(run, pipeline):
     assert (metrics["status"], metrics["parameters"]) == ("finished", 7_720)
     assert metrics["config"]["val_split"] == 50
     versions = {"python", "torch", "torchvision"}
-    machine = {"device", "threads", "platform", "processes", "kernels", "graph"}
+    machine = {"device", "threads", "platform", "processor", "processes", "kernels", "graph"}
     assert set(metrics["environment"]) == {*versions, *machine, "git_commit"}
     batches = math.ceil(250 / 64)
     assert len(metrics["train_losses"]) == len(metrics["learning_rates"]) == 3 * batches

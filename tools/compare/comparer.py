@@ -151,11 +151,7 @@ class Comparer:
         return next((network.latency_ms for network in self.networks.named([name])), None)
 
     def compare(self, names: Collection[str] | None = None) -> Comparison:
-        """The comparison; details for ``names`` (None: all).
-
-        Raises:
-            UsageError: there is no run of a name; the message lists those that there are.
-        """
+        """The comparison; details for ``names`` (None: all). A UsageError lists the runs if there is none of a name."""
         problems: list[str] = []
         rows = self.rows(problems)
         known = [row.name for row in rows]

@@ -47,11 +47,7 @@ def shown(url: str) -> str:
 
 @contextlib.contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Tell in one line what the database ``url`` refuses.
-
-    Raises:
-        TuneError: it does not answer, or does not do what it is asked to.
-    """
+    """Tell in one line, by a TuneError, what the database ``url`` refuses."""
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -59,11 +55,7 @@ def storage_errors(url: str) -> Iterator[None]:
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """The database ``url``, with Optuna's tables in it.
-
-    Raises:
-        UsageError: it is no database's URL, or this Python has no driver for it.
-    """
+    """The database ``url``, with Optuna's tables in it; a UsageError if it is none, or without a driver here."""
     # SQLite has one writer at a time: wait for it. A connection to a server may have been cut meanwhile.
     is_file = shown(url).startswith("sqlite")
     try:

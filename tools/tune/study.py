@@ -5,10 +5,12 @@ import argparse
 import html
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import plotly.io
@@ -40,7 +42,7 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
     data = {kind: sha256_of(raw / f"train-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")}
     data_dir = str(config.data_folder.resolve())
     toml, page = (files.metrics.with_name(f"{files.name}.{ending}") for ending in ("toml", "html"))
-    url = args.storage or f"sqlite:///{toml.with_suffix('.db').resolve()}"
+    url = args.storage or f"sqlite:///{quote(str(toml.with_suffix('.db').resolve()))}"
     with quiet(), storage_errors(url):
         storage = open_storage(url)
         recipe = {"fixed": fixed, "space": space, "data": data}
@@ -80,7 +82,7 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
             tables[title] = confirmation_table(rivals, seeds)
             write_report(page, study, tables)
             print_table(tables[title])
-    print(f"\n  settings  {toml}    python main.py --config {toml}\n  report    {page}")
+    print(f"\n  settings  {toml}    python main.py --config {shlex.quote(str(toml))}\n  report    {page}")
     return 0
 
 

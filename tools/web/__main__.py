@@ -18,6 +18,7 @@ TRIED_PORTS = 100
 def get_args_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(doc=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    parser.add_argument("--allow_host", action="append", default=[], metavar="NAME", help="name that it is asked by")
     parser.add_argument("--port", type=int, default=8000, help="(8000)")
     parser.add_argument("--output_dir", help="folder with outputs; default: the project")
     parser.add_argument("--data_dir", help="folder with MNIST/raw; default: the project's data")
@@ -48,21 +49,21 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(args: argparse.Namespace) -> int:
     with listen(args.host, args.port) as listener:
-        return serve(listener, args.host, args.output_dir, args.data_dir)
+        return serve(listener, args)
 
 
-def serve(listener: socket.socket, host: str, output_dir: str | None, data_dir: str | None) -> int:
+def serve(listener: socket.socket, args: argparse.Namespace) -> int:
     import uvicorn
 
     from tools.web.app import create_app
     from tools.web.server import Settings
 
-    port = listener.getsockname()[1]
+    host, port = args.host, listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     if host in ("0.0.0.0", "::"):  # every address of this machine; others know it by its name
         shown = socket.gethostname()
     print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
-    app = create_app(Settings(host=host, output_dir=output_dir, data_dir=data_dir))
+    app = create_app(Settings(host, args.output_dir, args.data_dir, tuple(args.allow_host)))
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.server = Server(settings)
     app.state.ending = lambda: False  # whoever runs the server may know better; pages that watch are then let go
-    app.add_middleware(Guard, host=settings.host)
+    app.add_middleware(Guard, host=settings.host, allowed=settings.allowed)
     app.add_exception_handler(RequestValidationError, explain)
     app.include_router(router)
     app.include_router(pages)

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import socket
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -44,12 +45,14 @@ class Guard:
     Args:
         host: the address that the server listens on. On loopback only loopback names are let in, else any address in
             numbers and this machine's own name.
+        allowed: names that are let in besides.
     """
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
+    def __init__(self, app: ASGIApp, host: str, allowed: Iterable[str] = ()) -> None:
         self.app = app
         self.loopback = is_loopback(host)
-        self.own_names = {"localhost"} if self.loopback else {"localhost", host.lower(), socket.gethostname().lower()}
+        own = [] if self.loopback else [host, socket.gethostname()]
+        self.own_names = {name.lower() for name in ("localhost", *own, *allowed)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,7 +79,7 @@ class Guard:
     def _reason_to_refuse(self, scope: Scope, headers: Headers) -> str | None:
         host = headers.get("host", "")
         if not self._is_own(host):
-            return "the Host header names another machine"
+            return "the Host header names another machine; --allow_host lets a name in"
         origin = headers.get("origin")
         if origin is not None and not self._is_from(origin, host):
             return "requests from other sites are refused"

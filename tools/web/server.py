@@ -95,6 +95,7 @@ class Settings:
     host: str = "127.0.0.1"
     output_dir: str | None = None
     data_dir: str | None = None
+    allowed: tuple[str, ...] = ()  # names of this machine by which it may be asked
 
 
 class Server:
