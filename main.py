@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DamagedFileError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        how = "pip install -r requirements.txt adds it, and .venv/bin/python has it after make"
+        parser.exit(1, f"{parser.prog}: {error.name} is not installed for {sys.executable}: {how}\n")
     except KeyboardInterrupt:
         if processes.is_main:
             print(f"{parser.prog}: stopped", file=sys.stderr)

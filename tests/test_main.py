@@ -206,3 +206,11 @@ def test_the_config_flag(tmp_path, tiny, capsys):
     assert command.main(["--config", "reference", "--epochs", "1", *folders]) == 0
     config = load_metrics_json("mnist_model_1", tmp_path)["config"]
     assert (config["scheduler"], config["epochs"]) == ("onecycle", 1)
+
+
+def test_without_pytorch_one_line_says_what_to_do():
+    script = "import sys; sys.modules['torch'] = None; import main; sys.exit(main.main(['--epochs', '1']))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT_DIR, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"torch is not installed for {sys.executable}: pip install -r requirements.txt" in line
