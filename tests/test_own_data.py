@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import shutil
+import statistics
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from sklearn.datasets import load_digits
 
 import main as command
 from common.cli import silent
+from common.files import PROJECT_DIR
 from data_utils import load_images
 from image_data.facts import facts_of
 from imports import torch
@@ -243,6 +245,28 @@ def test_training_goes_on_from_saved_weights(letters, tmp_path, capsys):
     assert "is of the format before PyTorch 1.6; save it again: torch.save(" in line
     save_model_params(torch.nn.Linear(2, 2), "other", tmp_path)
     assert "init: " in refused([*few, "--init", "other"], capsys)
+
+
+@pytest.mark.long
+def test_few_pictures_are_best_learnt_from_the_shipped_weights(tmp_path):
+    """200 letters, judged on 1,000 others, by five seeds."""
+    source = write_letters(tmp_path / "letters", "ABCDEFGHIJ", train=20, test=100)
+    place = {
+        "dataset": str(source),
+        "data_dir": str(tmp_path),
+        "output_dir": str(tmp_path),
+        "name": "run",
+        "threads": 1,
+    }
+    recipe = {"scheduler": "onecycle", "epochs": 10, "batch_size": 20, "max_lr": 0.05}
+
+    def accuracies(init):
+        runs = [TrainConfig(**place, **recipe, init=init, seed=seed) for seed in range(1, 6)]
+        return [train_and_evaluate(run, silent).metrics["test_acc"][-1] for run in runs]
+
+    alone, tuned = accuracies(None), accuracies(str(PROJECT_DIR / "outputs" / "mnist_model_1_params.pth"))
+    print(f"alone {alone}, from the shipped weights {tuned}")
+    assert statistics.mean(tuned) - statistics.mean(alone) > 2 * statistics.stdev(alone) / 5**0.5
 
 
 # Kaggle
