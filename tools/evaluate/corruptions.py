@@ -28,6 +28,8 @@ MUD = 63 / 255  # grey level of spatter
 SPOT = 2.0  # pixels; the standard deviation of the blur that makes spots of mud
 LINE_WIDTH = 2.3  # pixels either way within which a line fades to nothing
 
+STILL = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}  # what moves nothing
+
 Images = torch.Tensor  # float [N, 1, 28, 28], from 0 (black) to 1
 
 
@@ -36,7 +38,7 @@ class Corruption:
     """One way to spoil images: ``apply(images, strengths[strength - 1], generator)``."""
 
     apply: Callable[[Images, Any, torch.Generator], Images]
-    strengths: tuple[Any, ...]
+    strengths: list[Any]
     meaning: str  # of a strength's value
     source: str = "MNIST-C"
 
@@ -110,41 +112,33 @@ def motion_blur(images: Images, values: tuple[int, float], generator: torch.Gene
     return smeared / weights
 
 
-def _affine(
-    images: Images,
-    angle: float = 0.0,
-    translate: tuple[float, float] = (0, 0),
-    scale: float = 1.0,
-    shear: tuple[float, float] = (0.0, 0.0),
-) -> Images:
+def _affine(images: Images, **changed: Any) -> Images:
     """About the centre, bilinear, black from outside; angles in degrees."""
-    moved: Images = v2.functional.affine(
-        images, angle, list(translate), scale, list(shear), interpolation=v2.InterpolationMode.BILINEAR
-    )
+    moved: Images = v2.functional.affine(images, **STILL | changed, interpolation=v2.InterpolationMode.BILINEAR)
     return moved
 
 
-def _either_way(images: Images, generator: torch.Generator, move: Callable[[Images, int], Images]) -> Images:
-    forward = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(forward.view(-1, 1, 1, 1), move(images, 1), move(images, -1))
+def _either_way(images: Images, generator: torch.Generator, move: Callable[[int], dict[str, Any]]) -> Images:
+    forward = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(forward, _affine(images, **move(1)), _affine(images, **move(-1)))
 
 
 def shear(images: Images, factor: float, generator: torch.Generator) -> Images:
     """Slanted: every row a part of a pixel further than the one below."""
     degrees = math.degrees(math.atan(factor))
-    return _either_way(images, generator, lambda part, sign: _affine(part, shear=(sign * degrees, 0.0)))
+    return _either_way(images, generator, lambda sign: {"shear": [sign * degrees, 0.0]})
 
 
 def rotate(images: Images, radians: float, generator: torch.Generator) -> Images:
     """Turned."""
     degrees = math.degrees(radians)
-    return _either_way(images, generator, lambda part, sign: _affine(part, angle=sign * degrees))
+    return _either_way(images, generator, lambda sign: {"angle": sign * degrees})
 
 
 def translate(images: Images, pixels: int, generator: torch.Generator) -> Images:
     """Off the centre, along a diagonal."""
-    images = _either_way(images, generator, lambda part, sign: _affine(part, translate=(sign * pixels, 0)))
-    return _either_way(images, generator, lambda part, sign: _affine(part, translate=(0, sign * pixels)))
+    images = _either_way(images, generator, lambda sign: {"translate": [sign * pixels, 0]})
+    return _either_way(images, generator, lambda sign: {"translate": [0, sign * pixels]})
 
 
 def scale(images: Images, factor: float, generator: torch.Generator) -> Images:
@@ -246,11 +240,5 @@ def _draw(images: Images, rows: torch.Tensor, columns: torch.Tensor) -> Images:
     return (images + ink.unsqueeze(1)).clamp(max=1)
 
 
-def _table() -> dict[str, Corruption]:
-    found = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    for row in found.values():
-        row["strengths"] = tuple(tuple(value) if isinstance(value, list) else value for value in row["strengths"])
-    return {name: Corruption(globals()[name], **row) for name, row in found.items()}
-
-
-CORRUPTIONS = _table()
+_TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+CORRUPTIONS = {name: Corruption(globals()[name], **row) for name, row in _TABLE.items()}

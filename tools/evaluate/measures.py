@@ -25,6 +25,8 @@ CLASSES = 10
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
 BLACK = 0  # grey level of the image that integrated gradients start from
 PATH_STEPS = 1024  # of the path from there to the image
+MISTAKE = ("index", "true", "predicted", "confidence")
+PER_CLASS = ("digit", "precision", "recall", "f1", "support")
 TEMPERATURES = (0.01, 100.0)  # between which the best one is searched
 
 LabelledImages = tuple[torch.Tensor, torch.Tensor]  # uint8 [N, 28, 28], int64 [N]
@@ -54,31 +56,19 @@ def per_class(predicted: torch.Tensor, labels: torch.Tensor) -> list[dict[str, A
     """Precision, recall and F1 of every digit in percent, and how many images of it there are (its support)."""
     from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
-    precision, recall, f1 = (
-        (100.0 * score(predicted, labels, num_classes=CLASSES, average="none")).tolist()
-        for score in (multiclass_precision, multiclass_recall, multiclass_f1_score)
-    )
-    support = labels.bincount(minlength=CLASSES).tolist()
-    return [
-        {"digit": digit, "precision": precision[digit], "recall": recall[digit], "f1": f1[digit], "support": count}
-        for digit, count in enumerate(support)
-    ]
+    scores = multiclass_precision, multiclass_recall, multiclass_f1_score
+    found = [100.0 * score(predicted, labels, num_classes=CLASSES, average="none") for score in scores]
+    columns = [range(CLASSES), *(column.tolist() for column in found), labels.bincount(minlength=CLASSES).tolist()]
+    return [dict(zip(PER_CLASS, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def find_mistakes(log_probabilities: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
     """Every misclassified image, the most confident mistake first: index, true and predicted digit, confidence."""
     confidences, predicted = log_probabilities.exp().max(1)
     wrong = (predicted != labels).nonzero().flatten()
-    by_confidence = wrong[confidences[wrong].argsort(descending=True, stable=True)]
-    return [
-        {
-            "index": int(index),
-            "true": int(labels[index]),
-            "predicted": int(predicted[index]),
-            "confidence": float(confidences[index]),
-        }
-        for index in by_confidence
-    ]
+    order = wrong[confidences[wrong].argsort(descending=True, stable=True)]
+    found = [column.tolist() for column in (order, labels[order], predicted[order], confidences[order])]
+    return [dict(zip(MISTAKE, row, strict=True)) for row in zip(*found, strict=True)]
 
 
 def expected_calibration_error(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
@@ -185,9 +175,9 @@ def evaluate_network(
     log_probabilities = predict(model, as_input(images, device)).cpu()
     predicted = log_probabilities.argmax(1)
     correct = int((predicted == labels).sum())
-    held_out_log_probabilities = None
+    said_of_held_out = None
     if held_out is not None:
-        held_out_log_probabilities = predict(model, as_input(held_out[0], device)).cpu(), held_out[1]
+        said_of_held_out = predict(model, as_input(held_out[0], device)).cpu(), held_out[1]
     return {
         "schema": EVALUATION_SCHEMA,
         "name": name,
@@ -195,7 +185,7 @@ def evaluate_network(
         "images": len(labels),
         "accuracy": 100.0 * correct / len(labels),
         "accuracy_interval": list(wilson_interval(correct, len(labels))),
-        "calibration": calibration(log_probabilities, labels, held_out_log_probabilities),
+        "calibration": calibration(log_probabilities, labels, said_of_held_out),
         "per_class": per_class(predicted, labels),
         "confusion": confusion_matrix(predicted, labels).tolist(),
         "mistakes": find_mistakes(log_probabilities, labels),
@@ -216,20 +206,17 @@ def calibration(
             the network's own training images it comes out too sure.
     """
 
-    keys = ("ece", "loss", "bins")
-
-    def measured(said: torch.Tensor) -> tuple[float, float, list[dict[str, Any]]]:
+    def measured(said: torch.Tensor) -> dict[str, Any]:
         loss = float(F.nll_loss(said, labels))
-        return expected_calibration_error(said, labels), loss, reliability_bins(said, labels)
+        return {"ece": expected_calibration_error(said, labels), "loss": loss, "bins": reliability_bins(said, labels)}
 
-    result: dict[str, Any] = dict(zip(keys, measured(log_probabilities), strict=True))
-    result |= {"temperature": None, "fitted_on": 0} | {f"{key}_scaled": None for key in keys}
+    result = measured(log_probabilities)
+    temperature, fitted_on, scaled = None, 0, dict.fromkeys(result)
     if held_out is not None and bool((held_out[0].argmax(1) != held_out[1]).any()):
-        temperature = fit_temperature(*held_out)
-        result |= {"temperature": temperature, "fitted_on": len(held_out[1])}
+        temperature, fitted_on = fit_temperature(*held_out), len(held_out[1])
         scaled = measured(scale(log_probabilities, temperature))
-        result |= {f"{key}_scaled": value for key, value in zip(keys, scaled, strict=True)}
-    return result
+    result |= {"temperature": temperature, "fitted_on": fitted_on}
+    return result | {f"{key}_scaled": value for key, value in scaled.items()}
 
 
 def robustness(
@@ -261,32 +248,26 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
     names = evaluation["classes"]
     for name, row, counts in zip(names, evaluation["per_class"], evaluation["confusion"], strict=False):
         others = sorted((-count, digit) for digit, count in enumerate(counts) if count and digit != row["digit"])
-        taken_for = ", ".join(f"{names[digit]} ({-count})" for count, digit in others[:4]) + (
-            ", ..." if others[4:] else ""
-        )
-        print(
-            f"{name:<6} {row['precision']:>9.2f} {row['recall']:>7.2f} {row['f1']:>7.2f}"
-            f" {row['support']:>7,}   {taken_for}".rstrip()
-        )
+        shown = [f"{names[digit]} ({-count})" for count, digit in others[:4]] + ["..."] * bool(others[4:])
+        line = "{:<6} {precision:>9.2f} {recall:>7.2f} {f1:>7.2f} {support:>7,}   {}"
+        print(line.format(name, ", ".join(shown), **row).rstrip())
 
     measured = evaluation["calibration"]
-    print(f"\ncalibration: ECE {measured['ece']:.2f} %, mean negative log-likelihood {measured['loss']:.4f}")
+    told = "calibration: ECE {ece:.2f} %, mean negative log-likelihood {loss:.4f}\n"
     if measured["temperature"] is None:
-        print("temperature: none fitted, for want of held-out training images (main.py --val_split)")
+        told += "temperature: none fitted, for want of held-out training images (main.py --val_split)"
     elif measured["ece_scaled"] is None:
-        print(f"temperature {measured['temperature']:.3f}, a part of the ensemble: these are at it")
+        told += "temperature {temperature:.3f}, a part of the ensemble: these are at it"
     else:
-        print(
-            f"temperature {measured['temperature']:.3f}, fitted on {measured['fitted_on']:,} held-out training images:"
-            f" ECE {measured['ece_scaled']:.2f} %, mean negative log-likelihood {measured['loss_scaled']:.4f}"
-        )
+        told += "temperature {temperature:.3f}, fitted on {fitted_on:,} held-out training images:"
+        told += " ECE {ece_scaled:.2f} %, mean negative log-likelihood {loss_scaled:.4f}"
+    print("\n" + told.format(**measured))
 
     strengths = " ".join(f"{strength:>6}" for strength in STRENGTHS)
     print(f"\n{'accuracy [%] at strength':<24} {strengths}   strengths")
     for name, accuracies in evaluation["corruptions"].items():
         corruption = CORRUPTIONS[name]
-        values = ", ".join(str(value).replace(" ", "").strip("()") for value in corruption.strengths)
-        if isinstance(corruption.strengths[0], tuple):
-            values = " | ".join(str(value).replace(" ", "").strip("()") for value in corruption.strengths)
+        between = " | " if isinstance(corruption.strengths[0], list) else ", "
+        values = between.join(str(value).replace(" ", "").strip("[]") for value in corruption.strengths)
         print(f"{name:<24} {' '.join(f'{value:>6.2f}' for value in accuracies)}   {corruption.meaning}: {values}")
     print(f"{'mean of all':<24} {mean_corrupted_accuracy(evaluation['corruptions']):>6.2f}\n")
