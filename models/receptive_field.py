@@ -54,45 +54,33 @@ def receptive_fields(model: nn.Module) -> list[LayerField]:
         ValueError: a layer is of a kind that is not known here, or its kernel or stride is not a square.
     """
     model = copy.deepcopy(model).cpu().eval()
-    calls: list[tuple[nn.Module, Shape]] = []
+    names = {module: name for name, module in model.named_modules()}
+    rows = [LayerField("", "", IMAGE, 0, kernel=1, stride=1, jump=1, field=1)]
 
-    def record(layer: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        calls.append((layer, _shape(output)))
+    def follow(layer: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        before = rows[-1]
+        channels, height, width = (*output.shape[1:], 1, 1)[:3]
+        shape = channels, height, width
+        kernel, stride = _kernel_and_stride(layer, before.output, shape)
+        jump, field = before.jump * stride, before.field + (kernel - 1) * before.jump
+        parameters = sum(p.numel() for p in layer.parameters())
+        rows.append(LayerField(names[layer], type(layer).__name__, shape, parameters, kernel, stride, jump, field))
 
-    for module in model.modules():
+    for module in names:
         if not list(module.children()):
-            module.register_forward_hook(record)
+            module.register_forward_hook(follow)
     with torch.inference_mode():
         model(torch.zeros(1, *IMAGE))
-
-    names = {module: name for name, module in model.named_modules()}
-    rows: list[LayerField] = []
-    shape, jump, field = IMAGE, 1, 1
-    for layer, output in calls:
-        kernel, stride = _kernel_and_stride(layer, shape, output)
-        field += (kernel - 1) * jump
-        jump *= stride
-        parameters = sum(p.numel() for p in layer.parameters())
-        rows.append(LayerField(names[layer], type(layer).__name__, output, parameters, kernel, stride, jump, field))
-        shape = output
-    return rows
-
-
-def _shape(batch: torch.Tensor) -> Shape:
-    """[1, C, H, W] -> (C, H, W); [1, C] -> (C, 1, 1)."""
-    channels, height, width = (*batch.shape[1:], 1, 1)[:3]
-    return channels, height, width
+    return rows[1:]
 
 
 def _kernel_and_stride(layer: nn.Module, before: Shape, after: Shape) -> tuple[int, int]:
     """How many neighbouring units of the layer's input, of shape ``before``, one of its output depends on."""
     if isinstance(layer, POINTWISE):
         return 1, 1
-    if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-        dilation = _side(layer.dilation)
+    if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        dilation = _side(getattr(layer, "dilation", 1))
         return (_side(layer.kernel_size) - 1) * dilation + 1, _side(layer.stride)
-    if isinstance(layer, nn.AvgPool2d):
-        return _side(layer.kernel_size), _side(layer.stride)
     if isinstance(layer, nn.AdaptiveAvgPool2d):
         if before[1] % after[1] or before[2] % after[2]:
             raise ValueError(f"{layer} of {before[1]}x{before[2]} units has windows of several sizes")
@@ -116,8 +104,6 @@ def format_table(rows: Iterable[LayerField]) -> str:
     line = "{:<12} {:<18} {:>9} {:>11} {:>7} {:>7} {:>10} {:>11}".format
     lines = [line("layer", "type", "output", "parameters", "kernel", "stride", "jump [px]", "field [px]")]
     for row in rows:
-        shape = "x".join(map(str, row.output))
-        lines.append(
-            line(row.name, row.kind, shape, f"{row.parameters:,}", row.kernel, row.stride, row.jump, row.field)
-        )
+        cells = vars(row) | {"output": "x".join(map(str, row.output)), "parameters": f"{row.parameters:,}"}
+        lines.append(line(*cells.values()))
     return "\n".join(lines)
