@@ -15,10 +15,9 @@ from typing import Any
 
 from common.files import RunFiles, atomic_write
 from data_utils import split_indices
-from image_data.facts import DataSet
 from imports import Figure, MaxNLocator, torch
 from tools.export.formats import FORMATS, Deployed, Format, Runner
-from tools.networks import images_of, load_network
+from tools.networks import Network, images_of, load_network
 from tools.output import write_figure, write_json
 from tools.timing import seconds_of
 from training.machine import environment
@@ -47,19 +46,19 @@ class Images:
 class Subject:
     """The network that is exported, and the images that its files are made and measured with."""
 
-    name: str
+    network: Network
+    files: RunFiles
     deployed: Deployed
     weights_sha256: str
     calibration: torch.Tensor
     held_out: Images
     test: Images
-    data: DataSet
 
 
 def read_subject(args: argparse.Namespace) -> Subject:
     network = load_network(args.name, args.output_dir, "network", args.model)
     deployed = Deployed(network.model).eval()
-    weights = RunFiles(args.name, args.output_dir).params.read_bytes()
+    files = RunFiles(args.name, args.output_dir)
     train_images, train_labels = images_of(network, True, args.output_dir, args.data_dir)
     rest, held_out = split_indices(train_labels, len(train_labels) // HELD_OUT)
     order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(CALIBRATION_SEED))
@@ -69,26 +68,27 @@ def read_subject(args: argparse.Namespace) -> Subject:
         return Images(images, labels, probabilities(deployed.run, images))
 
     return Subject(
-        name=args.name,
+        network=network,
+        files=files,
         deployed=deployed,
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        weights_sha256=hashlib.sha256(files.params.read_bytes()).hexdigest(),
         calibration=train_images[rest[order[:CALIBRATION_IMAGES]]].unsqueeze(1),
         held_out=with_expected(train_images[held_out], train_labels[held_out]),
         test=with_expected(*images_of(network, False, args.output_dir, args.data_dir)),
-        data=network.data,
     )
 
 
 def make_file(subject: Subject, form: Format, precision: str) -> tuple[bytes, Runner]:
     make = form.build(subject.deployed, subject.calibration if precision == "int8" else None)
+    data = subject.network.data
     metadata = {
-        "name": subject.name,
+        "name": subject.network.name,
         "precision": precision,
         "weights_sha256": subject.weights_sha256,
-        "classes": " ".join(subject.data.classes),
+        "classes": " ".join(data.classes),
         "input": "uint8 [N, 1, 28, 28], grey levels, white on black",
         "output": "float32 [N, 10], probabilities",
-        "preprocessing": f"inside this file: (grey / 255 - {subject.data.mean}) / {subject.data.std}",
+        "preprocessing": f"inside this file: (grey / 255 - {data.mean}) / {data.std}",
         "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", "torchao", form.runtime)),
     }
     # The file has its own accuracy in it, so it is made twice; the metadata does not touch the network.
@@ -101,7 +101,8 @@ def make_file(subject: Subject, form: Format, precision: str) -> tuple[bytes, Ru
 
 def export(args: argparse.Namespace) -> int:
     """Make, measure and write the files. Returns the exit status: 1 if a file was refused."""
-    subject, files = read_subject(args), RunFiles(args.name, args.output_dir)
+    subject = read_subject(args)
+    files = subject.files
     kinds = list(itertools.product(args.formats, args.precisions))
     rows: list[dict[str, Any]] = []
     runners: dict[str, Runner] = {"pytorch": subject.deployed.run}
@@ -122,7 +123,7 @@ def export(args: argparse.Namespace) -> int:
         rows.append(row | compare(run, subject.test) | {"held_out_drop": lost})
         runners[path.name] = run
     if rows:
-        results = results_of(subject, rows, runners, args)
+        results = results_of(subject, rows, runners, args.max_drop)
         print_results(results)
         path = files.metrics.with_name(f"{args.name}_export.json")
         if len(rows) < len(measured_before(path, subject.weights_sha256)):
@@ -134,24 +135,23 @@ def export(args: argparse.Namespace) -> int:
 
 
 def results_of(
-    subject: Subject, rows: list[dict[str, Any]], runners: dict[str, Runner], args: argparse.Namespace
+    subject: Subject, rows: list[dict[str, Any]], runners: dict[str, Runner], max_drop: float
 ) -> dict[str, Any]:
     """All that is known of the files in ``rows``, with the latency of their ``runners``."""
     latency = measure_latency(runners, subject.test.images)
-    packages = [*(form.runtime for form in FORMATS.values()), "torchao"]
-    versions = {package: version(package) for package in packages}
+    versions = {package: version(package) for package in [*(form.runtime for form in FORMATS.values()), "torchao"]}
     held_out, test = subject.held_out, subject.test
     return {
         "schema": EXPORT_SCHEMA,
-        "name": subject.name,
+        "name": subject.network.name,
         "images": len(test.labels),
         "held_out_images": len(held_out.labels),
         "calibration_images": len(subject.calibration),
-        "max_drop": args.max_drop,
+        "max_drop": max_drop,
         "weights_sha256": subject.weights_sha256,
         "environment": environment(torch.device("cpu")) | versions,
         "pytorch": {
-            "bytes": RunFiles(args.name, args.output_dir).params.stat().st_size,
+            "bytes": subject.files.params.stat().st_size,
             "accuracy": percent_right(test.expected, test.labels),
             "held_out_accuracy": percent_right(held_out.expected, held_out.labels),
             "latency_ms": latency["pytorch"],
@@ -201,15 +201,14 @@ def measure_latency(runners: Mapping[str, Runner], images: torch.Tensor) -> dict
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for size, burst in BURSTS.items():
-        batch = images[:size]
-        seconds: dict[str, list[float]] = {name: [] for name in runners}
-        for run in runners.values():  # the first calls allocate
+        calls = {name: functools.partial(run, images[:size]) for name, run in runners.items()}
+        for call in calls.values():  # the first calls allocate
             for _ in range(10):
-                run(batch)
+                call()
+        seconds: dict[str, list[float]] = {name: [] for name in runners}
         for _ in range(ROUNDS):
-            for name, run in runners.items():
-                for _ in range(burst):
-                    seconds[name].append(seconds_of(functools.partial(run, batch)))
+            for name, call in calls.items():
+                seconds[name] += [seconds_of(call) for _ in range(burst)]
         for name, values in seconds.items():
             latency[name][str(size)] = round(1000 * statistics.median(values), 4)
     torch.set_num_threads(threads)
@@ -235,24 +234,17 @@ def export_figure(results: Mapping[str, Any]) -> Figure:
     """Size against test accuracy, with the line that the gate would draw there, and against latency."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     against_accuracy, against_latency = figure.subplots(1, 2)
-    labels = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
-    colors = {"onnx": "#d95f0e", "executorch": "#08519c"}
+    runtimes = {"onnx": ("ONNX Runtime", "#d95f0e"), "executorch": ("ExecuTorch", "#08519c")}
     points = [("PyTorch", "#636363", "D", results["pytorch"])]
     for row in results["files"]:
-        label = f"{labels[row['format']]} {row['precision']}"
-        points.append((label, colors[row["format"]], "o" if row["precision"] == "fp32" else "s", row))
+        runtime, color = runtimes[row["format"]]
+        points.append((f"{runtime} {row['precision']}", color, "o" if row["precision"] == "fp32" else "s", row))
+    above = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center"}
     for label, color, marker, row in points:
         size, milliseconds = row["bytes"] / 1000, row["latency_ms"]["1"]
         against_accuracy.plot(size, row["accuracy"], marker, color=color, markersize=8, label=label)
         against_latency.plot(size, milliseconds, marker, color=color, markersize=8, label=label)
-        against_latency.annotate(
-            f"{milliseconds:.3f}",
-            (size, milliseconds),
-            textcoords="offset points",
-            xytext=(0, 8),
-            ha="center",
-            fontsize=9,
-        )
+        against_latency.annotate(f"{milliseconds:.3f}", (size, milliseconds), fontsize=9, **above)
     allowed = results["pytorch"]["accuracy"] - results["max_drop"]
     against_accuracy.axhline(allowed, color="#636363", linestyle="--", linewidth=1)
     against_accuracy.text(0, allowed, f" {results['max_drop']:g} points lost", va="bottom", fontsize=9)

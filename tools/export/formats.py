@@ -28,6 +28,7 @@ from imports import nn, torch
 MAX_BATCH = 100
 
 Metadata = dict[str, str]
+Maker = Callable[[Metadata], bytes]  # of a file with these words in it
 Runner = Callable[[torch.Tensor], torch.Tensor]  # uint8 [N, 1, 28, 28] -> float32 [N, 10]
 
 
@@ -62,22 +63,15 @@ class Deployed(nn.Module):
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file and its runtime.
+    """A kind of file and its runtime."""
 
-    Attributes:
-        suffix: of the file's name.
-        runtime: the package that runs the file.
-        build: (module, calibration images or None for float32) -> a function of the metadata that makes the file.
-        load: the file's bytes -> what runs them on one thread.
-    """
-
-    suffix: str
-    runtime: str
-    build: Callable[[Deployed, torch.Tensor | None], Callable[[Metadata], bytes]]
-    load: Callable[[bytes], Runner]
+    suffix: str  # of the file's name
+    runtime: str  # the package that runs the file
+    build: Callable[[Deployed, torch.Tensor | None], Maker]  # of calibration images, or of None for float32
+    load: Callable[[bytes], Runner]  # what runs the file's bytes on one thread
 
 
-def build_onnx(module: Deployed, calibration: torch.Tensor | None) -> Callable[[Metadata], bytes]:
+def build_onnx(module: Deployed, calibration: torch.Tensor | None) -> Maker:
     """By torch's exporter; int8 by ONNX Runtime's static quantisation: weights per channel, activations per tensor."""
     exported = torch.onnx.export(
         module,
@@ -137,19 +131,13 @@ def _quantized_onnx(proto: onnx.ModelProto, calibration: torch.Tensor) -> onnx.M
 
 
 def load_onnx(contents: bytes) -> Runner:
-    """ONNX Runtime on one thread of the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(contents, options, providers=["CPUExecutionProvider"])
-
-    def run(images: torch.Tensor) -> torch.Tensor:
-        (probabilities,) = session.run(None, {"image": images.numpy()})
-        return torch.from_numpy(probabilities)
-
-    return run
+    return lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
 
 
-def build_executorch(module: Deployed, calibration: torch.Tensor | None) -> Callable[[Metadata], bytes]:
+def build_executorch(module: Deployed, calibration: torch.Tensor | None) -> Maker:
     """For XNNPACK; int8 by torchao's PT2E flow: weights per channel, activations per tensor."""
     program = _exported(module)
     if calibration is not None:
