@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from common.cli import OneLineParser, check_at_least, run_command
+from common.cli import OneLineParser, check_at_least, command
 from common.files import RunFiles, UsageError
 from data_utils import load_images, split_indices
 from image_data.facts import DataSet, facts_of
@@ -115,10 +115,8 @@ def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
             raise UsageError(f"members: {error}") from None
         if metrics["status"] != "finished":
             raise UsageError(f"members: {name} is not finished; its metrics say that it is {metrics['status']}")
-        here = {"name": name, "output_dir": args.output_dir}
-        if args.data_dir is not None:
-            here["data_dir"] = args.data_dir
-        members.append(TrainConfig(**{**metrics["config"], **here}))
+        data_dir = {} if args.data_dir is None else {"data_dir": args.data_dir}
+        members.append(TrainConfig(**metrics["config"] | data_dir | {"name": name, "output_dir": args.output_dir}))
     of_data = {str(DataSet.of(load_metrics_json(member.run_name, member.output_dir))) for member in members}
     if len(of_data) > 1:
         raise UsageError(f"members: they are of several data sets ({', '.join(sorted(of_data))}); take some of one")
@@ -191,9 +189,8 @@ def print_description(description: dict[str, Any]) -> None:
     print(f"\nOn {held_out['images']:,} held-out images, by members that were not trained on them:")
     print(f"{'vote':<10} {'accuracy':>9} {'loss':>8} {'temperature':>12}")
     for voting in held_out["votings"]:
-        accuracy, loss, temperature = (voting[key] for key in ("accuracy", "loss", "temperature"))
         mark = "  <- taken" if voting["method"] == description["method"] else ""
-        print(f"{voting['method']:<10} {accuracy:>8.2f}% {loss:>8.4f} {temperature:>12.2f}{mark}")
+        print("{method:<10} {accuracy:>8.2f}% {loss:>8.4f} {temperature:>12.2f}".format(**voting) + mark)
     shares = dict(zip(description["models"], description["weights"], strict=True))
     print("weight of a member: " + ", ".join(f"model {model} {weight:.3f}" for model, weight in shares.items()))
     low, high = description["accuracy_interval"]
@@ -227,11 +224,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    with stopping_on_sigterm():
-        return run_command(get_args_parser(), run, argv, "interrupted; what is trained is kept")
-
-
 def run(args: argparse.Namespace) -> int:
     """Build the ensemble that the arguments name and print what it says."""
     check_at_least(args, seeds=1, jobs=1)
@@ -240,5 +232,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+main = stopping_on_sigterm()(command(get_args_parser, run, interrupted="interrupted; what is trained is kept"))
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

@@ -168,25 +168,20 @@ def read_ensemble(files: RunFiles) -> dict[str, Any]:
     """
     path = ensemble_file(files)
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        _check_ensemble(facts)
+        facts: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict) or facts.get("kind") != "ensemble":
+            raise ValueError("it is of another kind")
+        if wrong := wrong_fields(facts, _ENSEMBLE_TYPES):
+            raise ValueError(f"{', '.join(wrong)} missing or of another type")
+        if facts.get("schema") != ENSEMBLE_SCHEMA or facts["method"] not in METHODS:
+            raise ValueError(f"schema {facts.get('schema')!r} or method {facts['method']!r} is not known")
+        if len({len(facts[key]) for key in ("members", "models", "weights")}) > 1:
+            raise ValueError("it has not as many members as models and weights")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; {ENSEMBLE_COMMAND} --name {files.name} makes it") from None
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged and does not describe an ensemble: {error}") from None
-    found: dict[str, Any] = facts
-    return found
-
-
-def _check_ensemble(facts: Any) -> None:
-    if not isinstance(facts, dict) or facts.get("kind") != "ensemble":
-        raise ValueError("it is of another kind")
-    if wrong := wrong_fields(facts, _ENSEMBLE_TYPES):
-        raise ValueError(f"{', '.join(wrong)} missing or of another type")
-    if facts.get("schema") != ENSEMBLE_SCHEMA or facts["method"] not in METHODS:
-        raise ValueError(f"schema {facts.get('schema')!r} or method {facts['method']!r} is not known")
-    if len({len(facts[key]) for key in ("members", "models", "weights")}) > 1:
-        raise ValueError("it has not as many members as models and weights")
+    return facts
 
 
 class FileCache(Generic[T]):
@@ -239,12 +234,8 @@ def known_networks(output_dir: str | None = None) -> list[str]:
     with_metrics = set(existing_runs(output_dir, "_metrics.json"))
     ensembles = [name for name in known_ensembles(output_dir) if name not in with_metrics]
     voters = tuple(f"{name}_model_" for name in ensembles)
-    runs = [
-        name
-        for name in existing_runs(output_dir, "_params.pth")
-        if name in with_metrics and is_a_name(name) and not name.startswith(voters)
-    ]
-    return ensembles + runs
+    runs = with_metrics.intersection(existing_runs(output_dir, "_params.pth"))
+    return ensembles + sorted(name for name in runs if is_a_name(name) and not name.startswith(voters))
 
 
 def is_a_name(name: str) -> bool:
