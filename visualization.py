@@ -132,9 +132,8 @@ def metrics_figure(metrics: Metrics) -> Figure:
 
     for panel, what in ((test_loss, "losses"), (test_acc, "acc")):
         panel.plot(epochs, metrics[f"test_{what}"], color="#d95f0e", marker="o", markersize=4, label="test")
-        if metrics.get(f"val_{what}"):
-            label = "validation"
-            panel.plot(epochs, metrics[f"val_{what}"], color="#756bb1", marker="s", markersize=4, label=label)
+        if held_out := metrics.get(f"val_{what}"):
+            panel.plot(epochs, held_out, color="#756bb1", marker="s", markersize=4, label="validation")
             panel.legend(frameon=False)
     test_loss.set(title="Test loss", ylabel="negative log-likelihood")
 
@@ -143,14 +142,11 @@ def metrics_figure(metrics: Metrics) -> Figure:
 
     accuracies = metrics["test_acc"]
     test_acc.set(title="Test accuracy", ylabel="accuracy [%]")
+    final = "before the first epoch"
     if accuracies:
-        test_acc.annotate(
-            f"{accuracies[-1]:.2f}",
-            (len(accuracies), accuracies[-1]),
-            textcoords="offset points",
-            xytext=(0, 6),
-            ha="center",
-        )
+        final = f"{accuracies[-1]:.2f} % on the test set after {len(accuracies)} epochs"
+        above = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
+        test_acc.annotate(f"{accuracies[-1]:.2f}", (len(accuracies), accuracies[-1]), **above)
     test_acc.margins(y=0.08)
     for panel in (train_loss, test_loss, train_acc, test_acc):
         panel.set_xlabel("epochs")
@@ -159,9 +155,6 @@ def metrics_figure(metrics: Metrics) -> Figure:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
 
-    final = "before the first epoch"
-    if accuracies:
-        final = f"{accuracies[-1]:.2f} % on the test set after {len(accuracies)} epochs"
     figure.suptitle(
         f"{metrics['name']} (model {metrics['model']}, {metrics['config']['scheduler']}):"
         f" {metrics['parameters']:,} parameters, {final}",

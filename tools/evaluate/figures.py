@@ -50,7 +50,7 @@ def confusion_figure(evaluation: dict[str, Any]) -> Figure:
 def mistakes_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figure:
     mistakes = evaluation["mistakes"]
     shown = mistakes[:GALLERY]
-    rows = max((len(shown) + COLUMNS - 1) // COLUMNS, 1)
+    rows = max(-(-len(shown) // COLUMNS), 1)
     figure = Figure(figsize=(COLUMNS, 1.14 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     for panel in panels:
@@ -58,9 +58,7 @@ def mistakes_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figure:
     for panel, mistake in zip(panels, shown, strict=False):
         panel.imshow(images[mistake["index"]], cmap="gray_r", interpolation="nearest")
         panel.set_title(_verdict(mistake), fontsize=8)
-    which = (
-        f"all {len(mistakes)}" if len(shown) == len(mistakes) else f"the {len(shown)} most confident of {len(mistakes)}"
-    )
+    which = f"all {len(mistakes)}" if shown == mistakes else f"the {len(shown)} most confident of {len(mistakes)}"
     figure.suptitle(f"{evaluation['name']}: {which} mistakes; true → predicted digit, confidence", fontsize=12)
     return figure
 
@@ -75,19 +73,15 @@ def reliability_figure(evaluation: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(6, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 100], [0, 100], color="#777777", linewidth=1, linestyle="--", label="perfect calibration")
-    label = f"as it is: ECE {measured['ece']:.2f} %"
-    _draw_reliability(upper, measured["bins"], DARK, "o", label)
+    _draw_reliability(upper, measured["bins"], DARK, "o", f"as it is: ECE {measured['ece']:.2f} %")
     if measured["bins_scaled"] is not None:
         label = f"at temperature {measured['temperature']:.2f}: ECE {measured['ece_scaled']:.2f} %"
         _draw_reliability(upper, measured["bins_scaled"], ORANGE, "s", label)
     upper.set(ylabel="accuracy [%]", ylim=(-2, 102), title=f"{evaluation['name']}: reliability")
     upper.legend(frameon=False, loc="upper left")
-    for row in measured["bins"]:
-        lower.bar(
-            row["from"], row["images"], width=row["to"] - row["from"], align="edge", color=LIGHT, edgecolor="white"
-        )
-        middle = (row["from"] + row["to"]) / 2
-        lower.annotate(f"{row['images']:,}", (middle, row["images"]), ha="center", va="bottom", fontsize=7)
+    starts, ends, images = ([row[key] for row in measured["bins"]] for key in ("from", "to", "images"))
+    bars = lower.bar(starts, images, width=ends[0] - starts[0], align="edge", color=LIGHT, edgecolor="white")
+    lower.bar_label(bars, fmt="{:,.0f}", fontsize=7)
     lower.set(xlabel="confidence [%]", ylabel="images", yscale="log", xlim=(0, 100.5))
     lower.margins(y=0.25)
     for axes in (upper, lower):
@@ -107,13 +101,13 @@ def _draw_reliability(axes: Any, bins: list[dict[str, Any]], color: str, marker:
 def robustness_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figure:
     """A panel a corruption: accuracy against its strength, with the first test image at strengths 1, 3 and 5."""
     corruptions = evaluation["corruptions"]
-    columns = 4
-    figure = Figure(figsize=(11, 2.3 * ((len(corruptions) + columns - 1) // columns) + 0.5), layout="constrained")
-    panels = figure.subplots(-(-len(corruptions) // columns), columns, sharex=True, sharey=True).flatten()
+    rows, columns = -(-len(corruptions) // 4), 4
+    figure = Figure(figsize=(11, 2.3 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True).flatten()
     for panel, (name, accuracies) in zip(panels, corruptions.items(), strict=True):
         panel.plot([0, *STRENGTHS], [evaluation["accuracy"], *accuracies], color=DARK, marker="o", markersize=4)
-        panel.set(title=name.replace("_", " "), xticks=(0, *STRENGTHS), xlim=(-0.3, 5.8), yticks=(0, 50, 100))
-        panel.set_ylim(0, 148)
+        panel.set(title=name.replace("_", " "), xticks=(0, *STRENGTHS), xlim=(-0.3, 5.8))
+        panel.set(yticks=(0, 50, 100), ylim=(0, 148))
         for strength in (1, 3, 5):
             thumbnail = panel.inset_axes((strength - 0.6, 107, 1.2, 40), transform=panel.transData)
             image = corrupt(images[:1], name, strength)[0]
