@@ -77,7 +77,7 @@ def load_network(name: str, output_dir: OutputDir = None, kind: str | None = Non
     try:
         if kind == "ensemble":
             facts = read_ensemble(files)
-            module: nn.Module = _ensemble_of(facts, output_dir)
+            module: nn.Module = load_ensemble(name, output_dir)
         else:
             facts = load_metrics_json(name, output_dir) if model is None or files.metrics.is_file() else {}
             module = load_run(model or facts["model"], name, output_dir)
@@ -146,10 +146,7 @@ def load_run(model: str, name: str, output_dir: OutputDir = None) -> nn.Module:
 
 def load_ensemble(name: str = "ensemble", output_dir: OutputDir = None) -> Ensemble:
     """The ensemble that ``outputs/NAME.json`` describes, with its members' weights. Raises as ``load_run``."""
-    return _ensemble_of(read_ensemble(RunFiles(name, output_dir)), output_dir)
-
-
-def _ensemble_of(facts: dict[str, Any], output_dir: OutputDir) -> Ensemble:
+    facts = read_ensemble(RunFiles(name, output_dir))
     named = zip(facts["models"], facts["members"], strict=True)
     members = [load_run(model, member, output_dir) for model, member in named]
     return Ensemble(members, facts["method"], facts["weights"], float(facts["temperature"]))

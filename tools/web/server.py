@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-import anyio
 import anyio.to_thread
 from fastapi import Depends, HTTPException, Request
 from pydantic import BaseModel
@@ -39,7 +38,7 @@ class Bounded:
 
     def __init__(self, at_once: int, waiting: int) -> None:
         self.limiter = anyio.CapacityLimiter(at_once)
-        self.waiting, self.under_way = waiting, 0
+        self.places = asyncio.Semaphore(waiting)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -48,13 +47,10 @@ class Bounded:
         Raises:
             HTTPException: 503, all are taken.
         """
-        if self.under_way >= self.waiting:
+        if self.places.locked():
             raise HTTPException(503, "too many requests are under way; try again", {"Retry-After": "1"})
-        self.under_way += 1
-        try:
+        async with self.places:
             yield
-        finally:
-            self.under_way -= 1
 
     async def work(self, function: Callable[..., Result], *args: Any) -> Result:
         return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter)
