@@ -87,8 +87,7 @@ class Report:
     ) -> None:
         self.config, self.metrics, self.processes, self.log = config, metrics, processes, log
         self.fetch_every = 5 if device.type == "cpu" and processes.count == 1 else 50
-        self.waiting: list[torch.Tensor] = []  # loss summed over the images, right answers, images; one a step
-        self.rates: list[float] = []
+        self.waiting: list[StepResult] = []
         self.correct, self.count = 0, 0  # in this epoch
         self.has_bar = processes.is_main
         self.bar = tqdm(disable=True)
@@ -144,8 +143,7 @@ class Report:
         Raises:
             TrainingError: a loss is not finite.
         """
-        self.waiting.append(result.totals)
-        self.rates.append(result.rate)
+        self.waiting.append(result)
         if len(self.waiting) >= self.fetch_every:
             self.fetch()
 
@@ -158,8 +156,8 @@ class Report:
         if not self.waiting:
             return
         metrics = self.metrics
-        results = self.processes.sum(torch.stack(self.waiting)).tolist()
-        for (loss_sum, correct, size), rate in zip(results, self.rates, strict=True):
+        totals = self.processes.sum(torch.stack([result.totals for result in self.waiting])).tolist()
+        for (loss_sum, correct, size), (_, rate) in zip(totals, self.waiting, strict=True):
             loss = loss_sum / size
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -173,7 +171,6 @@ class Report:
         self.bar.set_postfix(loss=f"{loss:.4f}", acc=f"{self.accuracy:.2f}%", lr=f"{rate:.4f}", refresh=False)
         self.bar.update(self.count - self.bar.n)
         self.waiting.clear()
-        self.rates.clear()
         if time.monotonic() - self.written >= METRICS_SECONDS:
             self.save("running")
             self.written = time.monotonic()
