@@ -7,10 +7,14 @@ python -m tools.evaluate --ensemble ensemble
 import argparse
 import functools
 import sys
+from typing import TYPE_CHECKING
 
 from common.cli import OneLineParser, command, shown_path
 from common.files import UsageError
 from training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from tools.networks import Network
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -28,20 +32,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    settings = vars(args)
-    ensemble = "ensemble" in settings
-    if ensemble:
-        settings["name"] = settings.pop("ensemble")
-    config = TrainConfig(**settings)
-    from data_utils import split_indices
-    from imports import nn, torch
-    from tools.networks import OnOwnData, images_of, load_network
-    from tools.voting import Ensemble
-    from training.machine import keep_freed_memory, resolve_device
-    from training.native import with_kernels
+def load(config: TrainConfig, ensemble: bool) -> "Network":
+    """The network to measure; a UsageError if there is none of this name, or if it is not finished."""
+    from tools.networks import load_network
 
-    device = resolve_device(config.device)
     try:
         network = load_network(config.run_name, config.output_dir, "ensemble" if ensemble else "network")
     except UsageError as error:
@@ -50,6 +44,24 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"name: {config.run_name} is not finished; its metrics say that it is {network.facts['status']}"
         )
+    return network
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = vars(args)
+    ensemble = "ensemble" in settings
+    if ensemble:
+        settings["name"] = settings.pop("ensemble")
+    config = TrainConfig(**settings)
+    from data_utils import split_indices
+    from imports import nn, torch
+    from tools.networks import OnOwnData, images_of
+    from tools.voting import Ensemble
+    from training.machine import keep_freed_memory, resolve_device
+    from training.native import with_kernels
+
+    device = resolve_device(config.device)
+    network = load(config, ensemble)
     model, of_run = network.model.to(device), {} if ensemble else network.facts["config"]
     if config.threads is not None:
         torch.set_num_threads(config.threads)
