@@ -1,12 +1,12 @@
-"""All blocks of a network as one operation on the CPU, forward and backward, in ``kernels.cpp``.
+"""All blocks of a network as one operation, forward and backward: ``kernels.cpp`` on a CPU, ``gpu_layers.py`` on a GPU.
 
-    load_kernels(print)                 # training/native.py: compiled once a machine
+    load_kernels(print)                 # training/native.py: the CPU's, compiled once a machine
     fast = KernelNetwork(network)       # computes what the network computes, with the same parameters
 
 A library's convolution is made for hundreds of channels; with 8 to 16, much of its time and of what stands between two
 convolutions is not arithmetic. Here the images of a batch lie side by side in the lanes of the vector registers, 8 with
-AVX2 and 16 with AVX-512, so that any number of channels fills them. BatchNorm's numbers and dropout are computed where
-they are needed, so that nothing stands between two blocks either.
+AVX2 and 16 with AVX-512, so that any number of channels fills them; a GPU has 16 channels side by side. BatchNorm's
+numbers and dropout are computed where they are needed, so that nothing stands between two blocks either.
 
 The networks know nothing of this: what one computes is read off its graph, as torch.fx traces it.
 """
@@ -44,7 +44,7 @@ class KernelNetwork(nn.Module):
     """``network``, which begins with blocks and pooling to one pixel, with those run by the kernels.
 
     In training gradients are those of the parameters. What the kernels do not do is done by ``network`` itself: other
-    number formats and devices, the images' gradients, gradients in evaluation.
+    number formats and devices, the images' gradients, gradients in evaluation, evaluation on a GPU.
 
     Raises:
         UnknownLayersError: it does not begin with blocks and pooling to one pixel, or a layer has a hook.
@@ -57,7 +57,8 @@ class KernelNetwork(nn.Module):
         self.train(network.training)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        as_planned = images.device.type == "cpu" and images.dtype == torch.float32 and images.shape[1:] == IMAGE
+        where = ("cpu", "cuda") if self.training else ("cpu",)
+        as_planned = images.device.type in where and images.dtype == torch.float32 and images.shape[1:] == IMAGE
         if not as_planned or images.requires_grad or torch.is_grad_enabled() is not self.training:
             out: torch.Tensor = self.network(images)
         elif self.training:
@@ -75,8 +76,13 @@ class KernelNetwork(nn.Module):
 class _Train(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: torch.Tensor, layers: Layers, *parameters: torch.Tensor) -> torch.Tensor:
-        seed = int(torch.empty((), dtype=torch.int64).random_())  # of PyTorch's generator, which checkpoints keep
         out: torch.Tensor
+        if images.device.type == "cuda":
+            from models import gpu_layers  # needs Triton
+
+            out, ctx.steps = gpu_layers.forward(images, layers)
+            return out
+        seed = int(torch.empty((), dtype=torch.int64).random_())  # of PyTorch's generator, which checkpoints keep
         out, saved = torch.ops.small_networks.forward(images, parameters, *layers.others, True, seed)
         ctx.save_for_backward(*parameters, *saved)
         ctx.layers = layers
@@ -85,6 +91,10 @@ class _Train(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if grads[0].device.type == "cuda":
+            from models import gpu_layers
+
+            return None, None, *gpu_layers.gradients(grads[0], ctx.steps)
         layers: Layers = ctx.layers
         count = len(layers.parameters)
         parameters, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]

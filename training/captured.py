@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from data_utils import Batch, TensorBatches
+from image_data.policies import Policy
 from imports import nn, torch
 from training.machine import first_line
 from training.step import Step, StepResult
@@ -65,7 +66,8 @@ class CapturedStep(Step):
     batches: TensorBatches
     without: Callable[[str], None]
     replay: Callable[[], None] | None = field(default=None, init=False)
-    tried: bool = field(default=False, init=False)  # to record it
+    tried: bool = field(default=False, init=False)  # to record it, with ``policy``
+    policy: Policy | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.indices = torch.zeros(self.batches.batch_size, dtype=torch.int64, device=self.device)
@@ -95,10 +97,10 @@ class CapturedStep(Step):
         return self.compute(*self.batches.take(batch))
 
     def _replayed(self, batch: torch.Tensor) -> torch.Tensor:
-        if not self.tried:
+        if not self.tried or self.policy is not self.batches.policy:
             if self.average is not None and not self.average.n_averaged:
                 return self._eager(batch)  # the first step of an average copies the weights, the others do not
-            self.tried = True
+            self.tried, self.policy = True, self.batches.policy
             self._record()
         if self.replay is None:
             return self._eager(batch)
@@ -109,10 +111,11 @@ class CapturedStep(Step):
     def _record(self) -> None:
         """Record the step. The steps that warm up leave no trace."""
         assert self.batches.generator is not None
+        self.replay = None  # its memory is free for the next
         generators = [self.batches.generator, default_generator(self.device)]
         self._make_momentum()
         changed = list(self._tensors())
-        before = [tensor.clone() for tensor in changed]
+        before = [tensor.detach().clone() for tensor in changed]  # a clone that autograd knows ties it to this stream
         drawn = [generator.get_state() for generator in generators]
 
         def step() -> None:

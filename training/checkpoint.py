@@ -28,10 +28,14 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def save_checkpoint(files: RunFiles, state: Checkpoint) -> None:
-    """Write ``state``, flushed to the disk; the run's checkpoint before it stays as ``files.previous_checkpoint``."""
+def save_checkpoint(files: RunFiles, state: Checkpoint, known: bool = False) -> None:
+    """Write ``state``, flushed to the disk; the run's checkpoint before it stays as ``files.previous_checkpoint``.
+
+    Args:
+        known: the one before it was written by this process, so it is whole.
+    """
     first = state["epochs_done"] == 1  # what is there is of an earlier run of this name
-    keep = None if first or not _is_whole(files.checkpoint) else files.previous_checkpoint
+    keep = None if first or not (known or _is_whole(files.checkpoint)) else files.previous_checkpoint
     with atomic_write(files.checkpoint, keep=keep) as file:
         torch.save({"schema": CHECKPOINT_SCHEMA, **state}, file)
     if first:

@@ -86,14 +86,14 @@ class TrainConfig:
     # PyTorch's 0.1 remembers some 20 batches. When the rate is nearly nothing, more of them say more.
     bn_momentum: float | None = setting(None, "in place of BatchNorm's own", above=0.0, maximum=1.0, flag=False)
     augment_strength: float = setting(1.0, "factor of the policy's ranges", minimum=0.0, maximum=10.0, flag=False)
+    # What augmentation brings in is not what is to be recognised: the last small steps are for that.
+    plain_epochs: int = setting(0, "last epochs on the images as they are", minimum=0, flag=False)
     # 0.998 remembers some 500 steps. What is evaluated and saved is then the average.
     ema_decay: float = setting(0.0, "of the weights' moving average; 0: none", minimum=0.0, below=1.0, flag=False)
 
     amp: bool = setting(False, "bfloat16 autocast, where the device has bfloat16", "arithmetic")
     deterministic: bool = setting(False, "only GPU algorithms that give the same result every time", "arithmetic")
-    kernels: bool = setting(
-        True, "the fast step on the CPU; needs a C++ compiler, and is left out with amp", "arithmetic"
-    )
+    kernels: bool = setting(True, "own kernels for the blocks, of C++ or Triton; left out with amp", "arithmetic")
     graph: bool = setting(True, "the fast step on a GPU: all of it as one CUDA graph", "arithmetic")
     compile: bool = setting(False, "torch.compile the step on a GPU: slow to start, faster from then on", "arithmetic")
 
@@ -119,6 +119,8 @@ class TrainConfig:
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov: True is not allowed with momentum 0.0; it needs one above 0")
         RunFiles(self.run_name)  # checks the name
+        if self.pipeline == "torchvision" and self.plain_epochs:
+            raise UsageError("plain_epochs: not allowed with --pipeline torchvision; use --pipeline tensor")
         if self.pipeline == "torchvision" and self.augment not in ("none", "rotate"):
             raise UsageError(
                 f"augment: {self.augment!r} is not allowed with --pipeline torchvision; choose none or rotate, or"

@@ -59,6 +59,8 @@ def make_deterministic(wanted: bool) -> None:
     # warn_only: max pooling's backward pass is listed as not deterministic because overlapping windows add to one
     # place in any order. Those of these networks do not overlap.
     torch.use_deterministic_algorithms(wanted, warn_only=True)
+    # not what is written by the next kernel; the module is one with a property
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_freed_memory() -> bool:

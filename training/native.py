@@ -1,4 +1,4 @@
-"""The CPU kernels of ``models/kernels.cpp``: compiled once on a machine, kept, loaded.
+"""The kernels of a CPU, ``models/kernels.cpp``: compiled once on a machine, kept, loaded; and whether a GPU's run.
 
 network = with_kernels(network, print)      # as the kernels compute it, or itself
 """
@@ -10,11 +10,12 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from common.files import PROJECT_DIR, atomic_write
 from imports import FileLock, nn, torch
-from models.kernels import KernelNetwork, UnknownLayersError
+from models.kernels import KernelNetwork, UnknownLayersError, divided
 from training.machine import first_line
 
 SOURCE = PROJECT_DIR / "models" / "kernels.cpp"
@@ -31,14 +32,28 @@ class KernelsError(RuntimeError):
     """The kernels cannot be had here; one line says why."""
 
 
-def with_kernels(network: nn.Module, log: Callable[[str], None]) -> nn.Module:
-    """``network`` as the kernels compute it; itself where that cannot be, and ``log`` hears why."""
+def with_kernels(network: nn.Module, log: Callable[[str], None], gpu: torch.device | None = None) -> nn.Module:
+    """``network`` as the kernels of the CPU or ``gpu`` compute it; itself where they cannot, and ``log`` hears why."""
     try:
-        load_kernels(log)
+        if gpu is None:
+            load_kernels(log)
+        else:
+            check_gpu(gpu, network)
         return KernelNetwork(network)
     except (KernelsError, UnknownLayersError) as error:
-        log(f"Note: without the CPU kernels, so slower: {error}")
+        log(f"Note: without the {'CPU' if gpu is None else 'GPU'} kernels, so slower: {error}")
         return network
+
+
+def check_gpu(device: torch.device, network: nn.Module) -> None:
+    """Make sure that ``models/gpu_layers.py`` can run ``network`` on ``device``; else an error of ``with_kernels``."""
+    if not find_spec("triton"):
+        raise KernelsError("Triton is not here")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise KernelsError(f"{torch.cuda.get_device_name(device)} is older than they know")
+    layers = divided(network)[0]
+    if max(max(weight.shape) for weight in layers.parameters) > 16 or "00" in "".join(map(str, [0, *layers.blocks, 0])):
+        raise KernelsError("they know blocks of at most 16 channels, and 1x1 convolutions only between two blocks")
 
 
 def load_kernels(log: Callable[[str], None]) -> None:

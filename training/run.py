@@ -11,7 +11,7 @@ from typing import Any
 
 from common.files import DamagedFileError
 from common.results import Metrics, save_model_params
-from data_utils import Data
+from data_utils import Data, TensorBatches
 from imports import LRScheduler, nn, torch
 from lr_schedulers import advances_every_batch
 from training.checkpoint import Checkpoint, save_checkpoint
@@ -50,6 +50,7 @@ class Run:
     report: Report
     stop_requested: Callable[[], bool] = never  # asked after every batch
     after_epoch: Callable[[Metrics], None] = nobody_listens  # what it raises ends the run
+    has_saved: bool = False  # a checkpoint
 
     @property
     def metrics(self) -> Metrics:
@@ -75,7 +76,9 @@ class Run:
     def steps(self) -> Iterator[None]:
         """The same, a step at a time, so that several runs can take turns."""
         self.report.begin()
-        for _ in range(self.report.epochs_done, self.config.epochs):
+        for epoch in range(self.report.epochs_done, self.config.epochs):
+            if isinstance(self.data.train, TensorBatches) and epoch >= self.config.epochs - self.config.plain_epochs:
+                self.data.train.policy = None
             with self.report.epoch(self.data.train_size):
                 parts = self.processes.part_weights(self.data.train_size, self.config.batch_size)
                 for result in train_one_epoch(self.step, self.data.train, parts):
@@ -126,7 +129,8 @@ class Run:
             "data": self.data.generator.get_state(),
             "processes": of_all,
         }
-        save_checkpoint(self.config.files, state)
+        save_checkpoint(self.config.files, state, self.has_saved)
+        self.has_saved = True
 
     def _stateful(self) -> dict[str, Any]:
         """What has a state of its own, by its name in a checkpoint."""

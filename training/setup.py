@@ -163,12 +163,14 @@ def as_a_step_runs_it(
     processes: Processes,
     log: Callable[[str], None],
 ) -> nn.Module:
-    """``model`` by the CPU's kernels, compiled, or as it is."""
-    if device.type != "cpu":
-        return CompiledOrEager(model, config.batch_size // processes.count, log) if config.compile else model
+    """``model`` by kernels, compiled, or as it is."""
+    if config.compile and device.type != "cpu":
+        return CompiledOrEager(model, config.batch_size // processes.count, log)
     if config.compile:
         log("Note: --compile has no effect on a CPU: the kernels, which are the default there, are faster.")
-    return with_kernels(model, log) if config.kernels and not amp else model
+    if not config.kernels or amp or device.type == "mps":
+        return model
+    return with_kernels(model, log, device if device.type == "cuda" else None)
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> optim.SGD:

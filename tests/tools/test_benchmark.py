@@ -68,13 +68,13 @@ def test_a_gpu_is_compared_by_its_own_settings(monkeypatch):
     settings = settings_to_compare(128, torch.device("cuda"))
     assert [setting.label for setting in settings] == [
         "naive reference",
-        "--no-graph",
+        "--no-kernels",
         "default",
         "--batch_size 512",
         "--amp",
-        "--compile",
+        "--no-graph",
     ]
-    assert [setting.graph for setting in settings] == [False, False, True, True, True, True]
+    assert [setting.graph for setting in settings] == [False, True, True, True, True, False]
 
 
 @pytest.mark.long

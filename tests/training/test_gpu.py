@@ -34,6 +34,7 @@ RECIPES = [
     pytest.param({"augment": "elastic", "label_smoothing": 0.1, "weight_decay": 1e-3, "nesterov": True}, id="rich"),
     pytest.param({"ema_decay": 0.9, "model": "3"}, id="average"),
     pytest.param({"amp": True}, id="amp"),
+    pytest.param({"kernels": False, "augment": "affine", "plain_epochs": 1}, id="plain"),
 ]
 
 
@@ -166,7 +167,7 @@ def test_a_process_that_exchanges_by_nccl(config, monkeypatch):
 def test_what_cannot_be_recorded_is_said_and_runs_as_it_is(config):
     """Last of all: a recording that fails could leave its mark."""
     lines: list[str] = []
-    run = prepare_run(config("run"), GPU, log=lines.append)
+    run = prepare_run(config("run", kernels=False), GPU, log=lines.append)
 
     def wait(model, images, output) -> None:
         output.sum().item()

@@ -333,3 +333,10 @@ def test_momentum_is_a_setting(tiny, tmp_path):
     config = TrainConfig(momentum=0.5, data_dir=str(tiny), output_dir=str(tmp_path))
     config.files.make_folders()
     assert prepare_run(config, CPU).step.optimizer.param_groups[0]["momentum"] == 0.5
+
+
+def test_the_last_epochs_are_on_images_as_they_are(run):
+    losses = [run(**s).metrics["train_losses"] for s in ({"augment": "none"}, {"plain_epochs": 2}, {"plain_epochs": 1})]
+    assert losses[0] == losses[1] != losses[2]
+    with pytest.raises(UsageError, match="plain_epochs: not allowed with --pipeline torchvision"):
+        run(plain_epochs=1, pipeline="torchvision")

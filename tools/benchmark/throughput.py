@@ -49,26 +49,24 @@ class Setting:
     kernels: bool = True
     graph: bool = True
     amp: bool = False
-    compile: bool = False
 
 
 def settings_to_compare(batch_size: int, device: torch.device) -> list[Setting]:
-    """The reference, the command without its fast step and as it is, also at ``BEST_BATCH``, in bfloat16, compiled.
+    """The reference, the command without its fast step and as it is, also at ``BEST_BATCH``, in bfloat16.
 
     What has no effect on ``device`` is left out.
     """
-    default = Setting("default", batch_size)
-    fast = "kernels" if device.type == "cpu" else "graph"
+    default, on_cpu = Setting("default", batch_size), device.type == "cpu"
     settings = [
-        Setting("naive reference", batch_size, naive=True, **{fast: False}),
-        Setting(f"--no-{fast}", batch_size, **{fast: False}),
+        Setting("naive reference", batch_size, naive=True, kernels=False, graph=on_cpu),
+        Setting("--no-kernels", batch_size, kernels=False),
         default,
         replace(default, label=f"--batch_size {BEST_BATCH}", batch_size=BEST_BATCH),
     ]
     if has_bfloat16(device):
         settings.append(Setting("--amp", batch_size, amp=True))
-    if device.type != "cpu":
-        settings.append(Setting("--compile", batch_size, compile=True))
+    if not on_cpu:
+        settings.append(Setting("--no-graph", batch_size, graph=False))
     return settings
 
 
@@ -100,14 +98,15 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
     device = resolve_device(args.device)
     epoch_images = len(load_images(args.data_dir, train=True)[1])
     context = multiprocessing.get_context("spawn")
-    workers: list[tuple[Setting, Connection, float]] = []
+    started: list[tuple[Setting, Connection]] = []
     for setting in settings:
         here, there = context.Pipe()
         place = (str(args.data_dir), args.device)
         context.Process(target=_worker, args=(there, setting, model, *place), daemon=True).start()
         there.close()  # so that the end of the process is the end of the pipe
-        first_batch = _ask(here, setting)  # one after the other, so as not to disturb each other
-        workers.append((setting, here, first_batch))
+        started.append((setting, here))
+    # from here on one after the other, so as not to disturb each other
+    workers = [(setting, worker, _ask(worker, setting, 1)) for setting, worker in started]
     image_flops, image_bytes = work_of_an_image(model)
     rates: dict[str, list[float]] = {setting.label: [] for setting in settings}
     bounds: list[float] = []
@@ -141,10 +140,9 @@ def _median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(these, those, strict=True))
 
 
-def _ask(worker: Connection, setting: Setting, images: int | None = None) -> Any:
+def _ask(worker: Connection, setting: Setting, images: int) -> Any:
     try:
-        if images is not None:
-            worker.send(images)
+        worker.send(images)
         return worker.recv()
     except (EOFError, BrokenPipeError):
         raise ProcessError(f"the process of {setting.label!r} ended early") from None
@@ -153,8 +151,9 @@ def _ask(worker: Connection, setting: Setting, images: int | None = None) -> Any
 def _worker(connection: Connection, setting: Setting, model: str, data_dir: str, device_name: str) -> None:
     """Train as ``setting`` says, as many images as each message asks for; answer with images/s. 0 ends it.
 
-    The first answer, without a message, is the seconds to the end of the first batch, the last one the peak memory.
+    The first answer is the seconds to the end of the first batch, the last one the peak memory.
     """
+    connection.recv()
     began, device = time.perf_counter(), resolve_device(device_name)
     settings = {key: value for key, value in asdict(setting).items() if key not in ("label", "naive")}
     with tempfile.TemporaryDirectory() as output_dir:
@@ -233,7 +232,7 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     labels = [row["label"] for row in next(iter(results["models"].values()))]
-    # grey, in float32 blue, in bfloat16 orange, compiled green
+    # grey, in float32 blue, in bfloat16 orange, without a graph green
     colors = ["#bdbdbd", "#9ecae1", "#4292c6", "#08519c", "#e6550d", "#31a354"]
     width = 0.8 / len(labels)
     for number, (label, color) in enumerate(zip(labels, colors, strict=False)):
