@@ -8,6 +8,8 @@
 # make export                                         the three networks' files for phones and browsers
 # make html                                           one file each that reads digits in a browser, from disk
 # make gpu-check                                      a GPU's tests and figures, into GPU_RESULTS=gpu_check
+# make format clean                                   formats the code; removes the environment
+# make help                                           these lines
 # VENV=... keeps the environment elsewhere; PYTHON=... makes it with another interpreter.
 
 PYTHON ?= python3
@@ -18,7 +20,7 @@ GPU_RESULTS ?= gpu_check
 # A worker a core, of one thread each; one that is done takes over what another has not begun.
 PARALLEL := -n logical --dist worksteal
 
-.PHONY: train test test-long coverage evaluate export html gpu-check web check format clean
+.PHONY: train test test-long coverage evaluate export html gpu-check web check format clean help
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.core
@@ -69,6 +71,9 @@ gpu-check:
 
 clean:
 	rm -rf $(VENV)
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
 
 # The environment is made once, and again only when a list of requirements changes.
 $(VENV)/.core: requirements.txt

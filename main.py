@@ -9,13 +9,16 @@ import argparse
 import functools
 import os
 import shlex
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from common.cli import OneLineParser, StopSignals, forgive_consoles, shown_path, silent
 from common.files import DamagedFileError, RunFiles, UsageError
-from training.config import TrainConfig, add_training_flags, read_config_file
+from training.config import TrainConfig, add_training_flags, fields_in, read_config_file
 from training.processes import Processes
 from training.tensorboard_log import check_installed
 
@@ -73,6 +76,7 @@ def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Proc
         say(f"Going on with {config.run_name}: {checkpoint['epochs_done']} of {config.epochs} epochs are done.")
     elif processes.is_main:
         config.files.make_folders()
+        _say_what_is_replaced(config, say)
     for note in config.flags_without_effect(given):
         say(f"Note: {note}.")
 
@@ -100,7 +104,7 @@ def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Proc
         print(f"{parser.prog}: process {processes.rank} lost the others: {error}", file=sys.stderr)
         return 1
     if processes.is_main:
-        print_result(result.metrics, result.files)
+        print_result(result.metrics, result.files, config.output_dir)
     return 0
 
 
@@ -118,6 +122,19 @@ def _metrics_of(config: TrainConfig) -> dict[str, Any]:
         return {}
 
 
+def _say_what_is_replaced(config: TrainConfig, say: Callable[[str], None]) -> None:
+    """Whether the files of a finished run are about to be lost: those of another recipe, or that git keeps."""
+    if not _is_finished(config):
+        return
+    was, now = _metrics_of(config)["config"], asdict(config)
+    other = [key for key in fields_in("recipe") if key in was and was[key] != now[key]]
+    git = ["git", "-C", str(config.files.root), "ls-files", "--error-unmatch", str(config.files.params)]
+    is_kept = shutil.which("git") is not None and subprocess.run(git, capture_output=True).returncode == 0
+    if other or is_kept:
+        how = ["with another " + ", ".join(other)] * bool(other) + ["which git keeps"] * is_kept
+        say(f"Note: this replaces the files of {config.run_name}, a finished run {' and '.join(how)}; see --name.")
+
+
 def _how_to_go_on(config: TrainConfig, processes: Processes) -> str:
     """What a person does after a run of this process ended early, to be added to the line that says so."""
     metrics = _metrics_of(config)
@@ -133,8 +150,8 @@ def _how_to_go_on(config: TrainConfig, processes: Processes) -> str:
     return f"; to go on from epoch {done}: {launcher} {shlex.join(words)}"
 
 
-def print_result(metrics: dict[str, Any], files: RunFiles) -> None:
-    """A short summary of a finished run, and where each of its files is."""
+def print_result(metrics: dict[str, Any], files: RunFiles, output_dir: str | None = None) -> None:
+    """A short summary of a finished run, where each of its files is, and what there is to do with it."""
     accuracies = metrics["test_acc"]
     best = accuracies.index(max(accuracies))
     print(
@@ -144,6 +161,10 @@ def print_result(metrics: dict[str, Any], files: RunFiles) -> None:
     )
     for what in ("params", "metrics", "summary", "plot", "checkpoint", "log"):
         print(f"  {what:<10} {shown_path(getattr(files, what))}")
+    of_it = shlex.join([metrics["name"], *(["--output_dir", output_dir] if output_dir else [])])
+    print("What next?")
+    print(f"  errors, calibration, robustness   python -m tools.evaluate --name {of_it}")
+    print(f"  a page that reads what one draws  python -m tools.export --format html --name {of_it}")
 
 
 if __name__ == "__main__":

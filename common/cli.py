@@ -7,11 +7,13 @@ Needs no torch.
 """
 
 import argparse
+import difflib
+import re
 import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -24,9 +26,13 @@ INTERRUPTED = 128 + signal.SIGINT
 class OneLineParser(argparse.ArgumentParser):
     """Tells a mistake in one line, without the usage block; ``python -m tools.NAME`` is known by these words.
 
+    In a flag's name a dash is as good as an underscore.
+
     Args:
         doc: of the command's module: a line, and examples below it.
     """
+
+    keys: Collection[str] = ()  # that only a config file can set
 
     def __init__(self, prog: str | None = None, doc: str | None = None, **options: Any) -> None:
         if doc is not None:
@@ -39,7 +45,24 @@ class OneLineParser(argparse.ArgumentParser):
             prog = f"python -m {module.name.removesuffix('.__main__')}"
         super().__init__(prog, allow_abbrev=False, **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, words = {flag.replace("-", "_"): flag for flag in self._option_string_actions}, []
+        for word in sys.argv[1:] if args is None else args:
+            flag, equals, value = str(word).partition("=")
+            words.append(known.get(flag.replace("-", "_"), flag) + equals + value)
+        found, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0].replace("-", "_")
+            near, key = difflib.get_close_matches(flag, known, 1), flag.lstrip("_")
+            hint = f"; did you mean {known[near[0]]}?" if near else ""
+            if key in self.keys:
+                hint = f"; {key} is a config file's key: --config FILE, with a line {key} = ..."
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
+        if comma := re.search(r"invalid (?:float|int) value: '([-\d]*),(\d+)'$", message):
+            message += f"; with a point: {comma[1]}.{comma[2]}"
         # What was typed may hold anything, line breaks included.
         line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
         self.exit(2, f"{self.prog}: error: {line}\n")

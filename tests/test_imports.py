@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "training": ROOT | {"models", "image_data"},
     "tools": ROOT | {"models", "image_data", "training"},
     "main": ROOT | {"models", "image_data", "training"},
+    "hubconf": ROOT | {"image_data"},
 }
 # What has an import in a string, so that nothing of it is loaded before it is asked for.
 BY_STRING = {"imports"}

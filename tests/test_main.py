@@ -1,6 +1,7 @@
 import contextlib
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from conftest import finished
 import main as command
 from common.files import PROJECT_DIR
 from imports import torch
+from training.config import TrainConfig
 from visualization import load_metrics_json
 
 
@@ -51,7 +53,11 @@ def fails_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]
         ("--output_dir /proc/none", "output_dir: cannot write into /proc/none/outputs"),  # not even by root
         ("--data_dir {file}", "data_dir: cannot write into"),
         ("--frobnicate", "unrecognized arguments: --frobnicate"),
-        ("--epoch 5", "unrecognized arguments: --epoch 5"),
+        ("--epoch 5", "unrecognized arguments: --epoch 5; did you mean --epochs?"),
+        ("--modle 3", "unrecognized arguments: --modle 3; did you mean --model?"),
+        ("--lr 0,01", "argument --lr: invalid float value: '0,01'; with a point: 0.01"),
+        ("--batch-size 0", "batch_size: 0 is not allowed"),
+        ("--batch-size=0 --no_kernels", "batch_size: 0 is not allowed"),
         ("extra", "unrecognized arguments: extra"),
         (f"--device cuda:{torch.cuda.device_count()}", "is not on this machine"),
     ],
@@ -68,7 +74,8 @@ def test_wrong_arguments(arguments, message, tmp_path, capsys):
 
 
 def test_what_only_a_config_file_sets_is_no_flag(capsys):
-    assert "unrecognized arguments: --nesterov" in fails_with_one_line(["--nesterov"], capsys)
+    error = fails_with_one_line(["--nesterov"], capsys)
+    assert "unrecognized arguments: --nesterov; nesterov is a config file's key: --config FILE, with a line" in error
 
 
 def test_help_shows_the_specified_commands_and_answers_at_once(capsys):
@@ -137,9 +144,13 @@ def test_the_command(tmp_path, tiny, python):
     assert lines[0] == "Note: --lr has no effect with --scheduler onecycle; it belongs to step."
     assert "this is not the original MNIST" in lines[1]
     lines = [line for line in lines if "compiling the CPU kernels" not in line]  # the first time on a machine
+    assert lines.pop(2) == "Training model 3 on 300 images of mnist: 2 epochs, onecycle, on cpu."
     assert lines[2].startswith("EPOCH: 0  - Test Accuracy: ")
     assert lines[3].startswith("EPOCH: 1  - Test Accuracy: ")
     assert lines[4].startswith("mine: 8,650 parameters, test accuracy ")
+    assert lines.pop().endswith("python -m tools.export --format html --name mine --output_dir results")
+    assert lines.pop().endswith("python -m tools.evaluate --name mine --output_dir results")
+    assert lines.pop() == "What next?"
     assert [line.split() for line in lines[5:]] == [
         ["params", "results/outputs/mine_params.pth"],
         ["metrics", "results/outputs/mine_metrics.json"],
@@ -150,6 +161,28 @@ def test_the_command(tmp_path, tiny, python):
     ]
     assert all((tmp_path / line.split()[1]).is_file() for line in lines[5:])
     assert done.stderr == ""  # no bar where there is no terminal
+
+
+def test_it_is_said_what_a_run_replaces(tmp_path, tiny_mnist, capsys, monkeypatch):
+    flags = ["--epochs", "1", "--device", "cpu", "--data_dir", str(tiny_mnist), "--output_dir", str(tmp_path)]
+    note = "Note: this replaces the files of mnist_model_1, a finished run"
+    other = f"{note} with another batch_size; see --name."
+    for more, told in (([], []), ([], []), (["--batch_size", "64"], [other])):
+        assert command.main([*flags, *more]) == 0
+        assert [line for line in capsys.readouterr().out.splitlines() if "replaces" in line] == told
+    with monkeypatch.context() as patch:  # as in a checkout that has them
+        patch.setattr(command.subprocess, "run", lambda *args, **options: subprocess.CompletedProcess(args, 0))
+        command._say_what_is_replaced(TrainConfig(output_dir=str(tmp_path), batch_size=64, epochs=1), print)
+    assert capsys.readouterr().out == f"{note} which git keeps; see --name.\n"
+
+
+def test_it_is_said_how_long_a_run_will_take(tmp_path, tiny_mnist, capsys, monkeypatch):
+    monkeypatch.setattr("training.report.STEPS_TIMED", 5)
+    flags = ["--epochs", "2", "--device", "cpu", "--batch_size", "16", "--output_dir", str(tmp_path)]
+    assert command.main([*flags, "--data_dir", str(tiny_mnist)]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("About ")]
+    assert len(told) == 1
+    assert re.fullmatch(r"About \d\d:\d\d to go; Ctrl-C stops it, and --resume goes on\.", told[0])
 
 
 def test_one_epoch_on_real_mnist(mnist, tmp_path, capsys):

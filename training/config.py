@@ -20,7 +20,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from common.cli import silent
+from common.cli import OneLineParser, silent
 from common.files import PROJECT_DIR, RunFiles, UsageError
 from image_data.facts import MNIST, NAMES, DataSet, ensure_data, facts_of, set_folder
 from image_data.policies import POLICIES
@@ -197,8 +197,9 @@ def fields_in(*groups: str) -> tuple[str, ...]:
     return tuple(spec.name for spec in fields(TrainConfig) if spec.metadata["group"] in groups)
 
 
-def add_training_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
+def add_training_flags(parser: OneLineParser, leave_out: Collection[str] = ()) -> None:
     """Add a flag for every field of TrainConfig and ``--config``; ``parser`` must suppress what is not given."""
+    parser.keys = [spec.name for spec in fields(TrainConfig) if not spec.metadata.get("flag", True)]
     sections = {group: parser.add_argument_group(group, description) for group, description in GROUPS.items()}
     for spec in fields(TrainConfig):
         if spec.name in leave_out or not spec.metadata.get("flag", True):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 
 from common.results import METRICS_SCHEMA, Metrics, save_metrics_json
 from imports import nn, torch, tqdm
@@ -27,6 +28,7 @@ from training.tensorboard_log import TensorBoardLog
 from visualization import count_parameters
 
 METRICS_SECONDS = 1.0  # how often the metrics file is written while training
+STEPS_TIMED = 50  # before it is said how long a run will take
 
 
 class TrainingError(RuntimeError):
@@ -93,6 +95,8 @@ class Report:
         self.bar = tqdm(disable=True)
         self.board: TensorBoardLog | None = None
         self.started = self.written = -math.inf
+        self.timed_from: tuple[int, float] | None = None  # so many steps were done, and when
+        self.has_said = False  # how long the run will take
 
     @property
     def epochs_done(self) -> int:
@@ -106,6 +110,9 @@ class Report:
             self.config.files.log.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             if self.config.tensorboard:
                 self.board = TensorBoardLog(self.config.files.tensorboard, self.metrics)
+        config, images = self.config, f"{self.metrics['train_images']:,} images of {Path(self.config.dataset).name}"
+        where = self.metrics["environment"]["device"]
+        self.log(f"Training model {config.model} on {images}: {config.epochs} epochs, {config.scheduler}, on {where}.")
         self.save("running")
 
     @contextlib.contextmanager
@@ -171,9 +178,21 @@ class Report:
         self.bar.set_postfix(loss=f"{loss:.4f}", acc=f"{self.accuracy:.2f}%", lr=f"{rate:.4f}", refresh=False)
         self.bar.update(self.count - self.bar.n)
         self.waiting.clear()
+        self._say_how_long()
         if time.monotonic() - self.written >= METRICS_SECONDS:
             self.save("running")
             self.written = time.monotonic()
+
+    def _say_how_long(self) -> None:
+        """Once, as soon as the first steps tell: they are timed without the very first, which make things ready."""
+        done, now = len(self.metrics["train_losses"]), time.perf_counter()
+        if self.timed_from is None:
+            self.timed_from = done, now
+        elif not self.has_said and done - self.timed_from[0] >= STEPS_TIMED:
+            each = (now - self.timed_from[1]) / (done - self.timed_from[0])
+            left = self.config.epochs * math.ceil(self.metrics["train_images"] / self.config.batch_size) - done
+            self.log(f"About {tqdm.format_interval(left * each)} to go; Ctrl-C stops it, and --resume goes on.")
+            self.has_said = True
 
     def evaluated(self, split: str, loss: float, accuracy: float) -> None:
         """Take what an evaluation on ``split``, test or val, gave at the end of an epoch.
