@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a run
 
 
 class UsageError(ValueError):
@@ -93,7 +94,7 @@ class RunFiles:
     output_dir: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+        if not NAME.fullmatch(self.name):
             raise UsageError(
                 f"name: {self.name!r} is not allowed; a run's name is up to 100 letters, digits, '.', '_' and '-'"
                 " and starts with a letter or digit"
@@ -136,5 +137,5 @@ class RunFiles:
 
 def existing_runs(output_dir: str | os.PathLike[str] | None, ending: str) -> list[str]:
     """Names of the runs under ``output_dir`` that have a file ``outputs/NAME<ending>``, sorted."""
-    folder = RunFiles("any", output_dir).metrics.parent
-    return sorted(path.name.removesuffix(ending) for path in folder.glob(f"[!.]*{ending}"))
+    names = (path.name.removesuffix(ending) for path in RunFiles("any", output_dir).metrics.parent.glob(f"*{ending}"))
+    return sorted(name for name in names if NAME.fullmatch(name))

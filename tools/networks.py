@@ -210,9 +210,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def known_ensembles(output_dir: str | None = None) -> list[str]:
     """Names of the files under outputs/ that may describe an ensemble, sorted."""
-    folder = RunFiles("any", output_dir).metrics.parent
-    files = [path for path in folder.glob("*.json") if not path.name.endswith(NOT_ENSEMBLES) and is_a_name(path.stem)]
-    return sorted(path.stem for path in files if _kinds.get(path, [path], functools.partial(_says_ensemble, path)))
+    names = [name for name in existing_runs(output_dir, ".json") if not f"{name}.json".endswith(NOT_ENSEMBLES)]
+    files = [ensemble_file(RunFiles(name, output_dir)) for name in names]
+    return [path.stem for path in files if _kinds.get(path, [path], functools.partial(_says_ensemble, path))]
 
 
 def _says_ensemble(path: Path) -> bool:
@@ -232,14 +232,7 @@ def known_networks(output_dir: str | None = None) -> list[str]:
     ensembles = [name for name in known_ensembles(output_dir) if name not in with_metrics]
     voters = tuple(f"{name}_model_" for name in ensembles)
     runs = with_metrics.intersection(existing_runs(output_dir, "_params.pth"))
-    return ensembles + sorted(name for name in runs if is_a_name(name) and not name.startswith(voters))
-
-
-def is_a_name(name: str) -> bool:
-    """Whether a run may have this name; a file that somebody put into the folder may have any."""
-    with contextlib.suppress(UsageError):
-        return bool(RunFiles(name))
-    return False
+    return ensembles + sorted(name for name in runs if not name.startswith(voters))
 
 
 class Networks:

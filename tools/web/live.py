@@ -76,16 +76,13 @@ class Watcher:
         """Every run whose metrics can be read: those that train first, then the latest."""
         with self._lock:
             if time.monotonic() - self._looked >= LOOK_SECONDS:
-                found = [self._look_at(name) for name in self.cache.names()]
-                runs = [run for run in found if run is not None]
+                read, _ = self.cache.all()  # those that are damaged, or between two names, are not in it
+                runs = [run for name, metrics in read.items() if (run := self._look_at(name, metrics))]
                 self._runs = sorted(runs, key=lambda run: (run.status != "running", -run.updated))
                 self._looked = time.monotonic()
             return self._runs
 
-    def _look_at(self, name: str) -> LiveRun | None:
-        metrics = self.cache.get(name)
-        if isinstance(metrics, str):
-            return None  # damaged, or between two names
+    def _look_at(self, name: str, metrics: dict[str, Any]) -> LiveRun | None:
         seen = self._seen.setdefault(name, _Seen())
         status = status_of(metrics)
         before = seen.live
