@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.trial import FrozenTrial
 
 from common.files import CommandError, UsageError
 from training.config import fields_in
@@ -64,13 +65,18 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+            heartbeat_stale_trial_callback=try_again,
         )
     except (sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
         raise UsageError(f"storage: {shown(url)} needs a driver that is not installed: {_innermost(error)}") from None
     if is_file:
         _write_alone(storage.engine)
     return storage
+
+
+def try_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue a trial that was lost once more."""
+    optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
 
 
 def _write_alone(engine: sqlalchemy.Engine) -> None:
