@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from tools.compare.comparer import MetricsCache, batches_per_epoch, status_of, t
 POINTS = 1000  # of a curve; each is the mean of as many batches as that takes
 RATE_SECONDS = 10.0  # what images/s looks back on
 LOOK_SECONDS = 0.25  # how often the files are looked at
+NOT_TOLD = ("losses", "rates", "version", "metrics", "progress")  # of a run, or of its losses and rates only parts
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,6 @@ class LiveRun:
     """A run at one moment. ``version`` changes whenever anything else does."""
 
     name: str
-    version: int
     status: str  # running, finished, interrupted, failed, or crashed: it says running, but its process is gone
     model: str
     parameters: int
@@ -44,10 +44,13 @@ class LiveRun:
     stride: int  # batches a point
     losses: list[float]
     rates: list[float]
+    version: int
+    metrics: dict[str, Any]  # that it was read from
+    progress: deque[tuple[float, int]]  # seconds since 1970, batches done
 
     def event(self, points_sent: int | None) -> dict[str, Any]:
         """What a page that has ``points_sent`` points of the curve needs; None: it has none, and wants none yet."""
-        facts = {key: value for key, value in vars(self).items() if key not in ("losses", "rates", "version")}
+        facts = {key: value for key, value in vars(self).items() if key not in NOT_TOLD}
         # the last point that was sent may have been of a part of its batches
         start = 0 if points_sent is None or points_sent > len(self.losses) else max(points_sent - 1, 0)
         if points_sent is None and self.status != "running":
@@ -55,19 +58,12 @@ class LiveRun:
         return facts | {"start": start, "losses": self.losses[start:], "rates": self.rates[start:]}
 
 
-@dataclass
-class _Seen:
-    metrics: dict[str, Any] | None = None
-    live: LiveRun | None = None
-    progress: deque[tuple[float, int]] = field(default_factory=deque)  # seconds since 1970, batches done
-
-
 class Watcher:
     """Looks at the runs under ``output_dir``, at most every ``LOOK_SECONDS`` however often it is asked."""
 
     def __init__(self, output_dir: str | None = None) -> None:
         self.cache = MetricsCache(output_dir)
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, LiveRun] = {}
         self._lock = threading.Lock()
         self._looked = -math.inf
         self._runs: list[LiveRun] = []
@@ -83,26 +79,21 @@ class Watcher:
             return self._runs
 
     def _look_at(self, name: str, metrics: dict[str, Any]) -> LiveRun | None:
-        seen = self._seen.setdefault(name, _Seen())
-        status = status_of(metrics)
-        before = seen.live
-        if before is not None and metrics is seen.metrics and status == before.status:
-            return before
-        seen.metrics = metrics
-        try:
-            seen.live = _live_run(name, metrics, status, seen.progress, before)
-        except (KeyError, TypeError, ValueError, ArithmeticError):
-            seen.live = None  # a configuration of another version of this program
-        return seen.live
+        before, status = self._seen.get(name), status_of(metrics)
+        if before is None or metrics is not before.metrics or status != before.status:
+            try:
+                self._seen[name] = _live_run(name, metrics, status, before)
+            except (KeyError, TypeError, ValueError, ArithmeticError):  # of another version of this program
+                self._seen.pop(name, None)
+        return self._seen.get(name)
 
 
-def _live_run(
-    name: str, metrics: dict[str, Any], status: str, progress: deque[tuple[float, int]], before: LiveRun | None
-) -> LiveRun:
+def _live_run(name: str, metrics: dict[str, Any], status: str, before: LiveRun | None) -> LiveRun:
     config, done = metrics["config"], len(metrics["train_losses"])
     updated = datetime.fromisoformat(metrics["updated"]).timestamp()
     epochs, epochs_done, batch_size = int(config["epochs"]), len(metrics["test_acc"]), int(config["batch_size"])
     an_epoch = batches_per_epoch(metrics)
+    progress = deque[tuple[float, int]]() if before is None else before.progress
     if progress and (progress[-1][1] > done or progress[-1][0] > updated):
         progress.clear()  # another run of this name, or the same one again from its checkpoint
     if before is not None and before.epochs_done != epochs_done:
@@ -110,15 +101,20 @@ def _live_run(
     progress.append((updated, done))
     while updated - progress[0][0] > RATE_SECONDS and len(progress) > 2:
         progress.popleft()
-    rate = _rate(progress, batch_size) or _epoch_rate(metrics, train_images(metrics))
-    left = None
+    seconds, epoch_seconds = updated - progress[0][0], metrics["epoch_seconds"]
+    rate = left = None
+    if seconds > 0 and done > progress[0][1]:
+        rate = (done - progress[0][1]) * batch_size / seconds
+    elif epoch_seconds and epoch_seconds[-1] > 0:
+        rate = train_images(metrics) / epoch_seconds[-1]
     if status == "running" and rate:
+        # besides the training an epoch has its evaluation and files
+        others = metrics["total_seconds"] - sum(epoch_seconds) if epoch_seconds else 0.0
         left = (epochs * an_epoch - done) * batch_size / rate
-        left += (epochs - epochs_done) * _evaluation_seconds(metrics)
+        left += (epochs - epochs_done) * max(others, 0.0) / max(len(epoch_seconds), 1)
     stride = math.ceil(epochs * an_epoch / POINTS)
     return LiveRun(
         name=name,
-        version=0 if before is None else before.version + 1,
         status=status,
         **{key: metrics[key] for key in ("model", "parameters", "train_acc", "test_acc", "val_acc")},
         scheduler=str(config["scheduler"]),
@@ -133,25 +129,10 @@ def _live_run(
         stride=stride,
         losses=means(metrics["train_losses"], stride),
         rates=metrics["learning_rates"][stride // 2 :: stride],
+        version=0 if before is None else before.version + 1,
+        metrics=metrics,
+        progress=progress,
     )
-
-
-def _rate(progress: Sequence[tuple[float, int]], batch_size: int) -> float | None:
-    seconds = progress[-1][0] - progress[0][0]
-    batches = progress[-1][1] - progress[0][1]
-    return batches * batch_size / seconds if seconds > 0 and batches > 0 else None
-
-
-def _epoch_rate(metrics: dict[str, Any], images: int) -> float | None:
-    seconds = metrics["epoch_seconds"]
-    return images / seconds[-1] if seconds and seconds[-1] > 0 else None
-
-
-def _evaluation_seconds(metrics: dict[str, Any]) -> float:
-    """Of an epoch, besides the training: what the epochs that are done took for evaluation and files."""
-    epochs = len(metrics["epoch_seconds"])
-    total: float = metrics["total_seconds"] - sum(metrics["epoch_seconds"])
-    return max(total / epochs, 0.0) if epochs else 0.0
 
 
 def means(values: Sequence[float], stride: int) -> list[float]:
