@@ -70,15 +70,13 @@ def run(args: argparse.Namespace) -> int:
         log = functools.cache(print)  # what is said of one member is not said of the next
 
         def fast(part: nn.Module) -> nn.Module:
-            if not isinstance(part, OnOwnData):
+            if not isinstance(part, OnOwnData | Ensemble | nn.ModuleList):
                 return with_kernels(part, log)
-            part.network = with_kernels(part.network, log)
+            for name, inner in part.named_children():
+                setattr(part, name, fast(inner))
             return part
 
-        if isinstance(model, Ensemble):
-            model.members = nn.ModuleList(fast(member) for member in model.members)
-        else:
-            model = fast(model)
+        model = fast(model)
 
     from common.results import save_json
     from tools.evaluate.figures import all_figures
