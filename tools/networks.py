@@ -18,7 +18,7 @@ import numpy as np
 
 from common.cli import silent
 from common.files import DamagedFileError, RunFiles, UsageError, existing_runs
-from common.results import OutputDir, wrong_fields
+from common.results import Metrics, OutputDir, wrong_fields
 from data_utils import MEAN, STD, Batch, load_images, normalize
 from image_data.facts import MNIST, DataSet
 from image_data.form import MnistImage
@@ -236,7 +236,7 @@ def known_networks(output_dir: str | None = None) -> list[str]:
 
 
 class Networks:
-    """The networks under ``output_dir``, loaded when first asked for, and again when their files change.
+    """The runs and networks under ``output_dir``, loaded when first asked for, and again when their files change.
 
     Safe to use from several threads. ``log`` hears of each file that cannot be used, once a change.
     """
@@ -244,6 +244,7 @@ class Networks:
     def __init__(self, output_dir: str | None = None, log: Callable[[str], None] = print) -> None:
         self.output_dir, self.log = output_dir, log
         self._loaded: FileCache[Network | None] = FileCache()
+        self._read: FileCache[Metrics | str] = FileCache()
 
     def all(self) -> list[Network]:
         """Every network that can be used."""
@@ -253,6 +254,21 @@ class Networks:
         """Those of ``names`` that can be used."""
         found = [self._loaded.get(name, self._files_of(name), functools.partial(self._load, name)) for name in names]
         return [network for network in found if network is not None]
+
+    def metrics(self) -> tuple[dict[str, Metrics], list[str]]:
+        """The metrics of every run by its name, and a line for each run whose metrics cannot be had."""
+        read = {}
+        for name in existing_runs(self.output_dir, "_metrics.json"):
+            path = RunFiles(name, self.output_dir).metrics
+            read[name] = self._read.get(name, [path], functools.partial(self._read_metrics, name))
+        metrics = {name: found for name, found in read.items() if not isinstance(found, str)}
+        return metrics, [problem for problem in read.values() if isinstance(problem, str)]
+
+    def _read_metrics(self, name: str) -> Metrics | str:
+        try:
+            return load_metrics_json(name, self.output_dir)
+        except (DamagedFileError, OSError) as error:
+            return str(error)
 
     def _load(self, name: str) -> Network | None:
         try:

@@ -11,21 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import silent
-from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError, existing_runs
+from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError
 from common.results import Metrics
 from data_utils import load_images
 from image_data.facts import MNIST, DataSet, facts_of
 from image_data.fetch import DataError, is_there
-from tools.networks import (
-    ENSEMBLE_COMMAND,
-    FileCache,
-    Networks,
-    ensemble_file,
-    known_ensembles,
-    read_ensemble,
-)
+from tools.networks import ENSEMBLE_COMMAND, FileCache, Networks, ensemble_file, known_ensembles, read_ensemble
 from training.config import TrainConfig
-from visualization import load_metrics_json
 
 SCHEMA = 1
 CURVES = ("train_losses", "learning_rates", "train_acc", "test_losses", "test_acc", "val_losses", "val_acc")
@@ -85,7 +77,6 @@ class Comparer:
         self, output_dir: str | None = None, data_dir: str | None = None, networks: Networks | None = None
     ) -> None:
         self.output_dir, self.data_dir = output_dir, data_dir
-        self.metrics = MetricsCache(output_dir)
         self.networks = networks or Networks(output_dir, log=silent)
 
     def rows(self) -> list[RunRow]:
@@ -94,7 +85,7 @@ class Comparer:
 
     def compare(self, names: Collection[str] | None = None) -> Comparison:
         """The comparison; details for ``names`` (None: all). A UsageError lists the runs if there is none of a name."""
-        facts, problems = self.metrics.all()
+        facts, problems = self.networks.metrics()
         for name in sorted(set(known_ensembles(self.output_dir)) - facts.keys()):
             try:
                 facts[name] = read_ensemble(RunFiles(name, self.output_dir))
@@ -132,12 +123,11 @@ class Comparer:
         return RunRow(
             name=name,
             kind="network",
-            model=facts["model"],
+            **{key: facts[key] for key in ("model", "parameters", "updated")},
             status=status_of(facts),
             accuracy=test[-1] if test else None,
             best_accuracy=max(test, default=None),
             val_accuracy=facts["val_acc"][-1] if facts["val_acc"] else None,
-            parameters=facts["parameters"],
             bytes=files.params.stat().st_size if files.params.is_file() else None,
             epochs=len(test),
             planned_epochs=config.get("epochs"),
@@ -145,7 +135,6 @@ class Comparer:
             latency_ms=latency,
             scheduler=str(config.get("scheduler", "")),
             batch_size=config.get("batch_size"),
-            updated=facts["updated"],
         )
 
     def _add_details(self, comparison: Comparison, row: RunRow, facts: dict[str, Any]) -> None:
@@ -230,29 +219,6 @@ class Comparer:
         return mnist_test_digits(folder)
 
 
-class MetricsCache:
-    """The metrics of the runs under ``output_dir``, read again only when a file changed."""
-
-    def __init__(self, output_dir: str | None = None) -> None:
-        self.output_dir = output_dir
-        self._read: FileCache[Metrics | str] = FileCache()
-
-    def all(self) -> tuple[dict[str, Metrics], list[str]]:
-        """The metrics of every run by its name, and a line for each run whose metrics cannot be had."""
-        read = {}
-        for name in existing_runs(self.output_dir, "_metrics.json"):
-            files = RunFiles(name, self.output_dir)
-            read[name] = self._read.get(name, [files.metrics], functools.partial(self._load, name))
-        metrics = {name: found for name, found in read.items() if not isinstance(found, str)}
-        return metrics, [problem for problem in read.values() if isinstance(problem, str)]
-
-    def _load(self, name: str) -> Metrics | str:
-        try:
-            return load_metrics_json(name, self.output_dir)
-        except (DamagedFileError, OSError) as error:
-            return str(error)
-
-
 def train_images(metrics: Metrics) -> int:
     """How many images an epoch of a run has; runs before this was recorded were of MNIST."""
     return int(metrics.get("train_images", MNIST_TRAIN_IMAGES - metrics["config"]["val_split"]))
@@ -274,9 +240,8 @@ def is_alive(pid: int, updated: str) -> bool:
 
     try:
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return process.create_time() <= datetime.fromisoformat(updated).timestamp() + 1
+        is_later = process.create_time() > datetime.fromisoformat(updated).timestamp() + 1
+        return process.status() != psutil.STATUS_ZOMBIE and not is_later
     except psutil.AccessDenied:
         return True
     except (psutil.NoSuchProcess, ValueError, OverflowError):
