@@ -27,7 +27,7 @@ import imports
 from common.cli import silent
 from common.files import CommandError, UsageError
 from tools.tune.space import suggest
-from tools.tune.storage import GRACE, TuneError, open_storage, quiet, storage_errors, try_again
+from tools.tune.storage import GRACE, TuneError, open_storage, try_again, using_storage
 from training.config import TrainConfig
 
 # A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on. Not the worst
@@ -43,9 +43,7 @@ class Job:
     storage: str
     study: str
     trials: int  # to be finished; 0: those that wait
-    epochs: int
-    threads: int
-    device: str
+    config: TrainConfig  # of which epochs, threads and device count
     data_dir: str
     sampler_seed: int | None = None
 
@@ -79,7 +77,7 @@ def work(job: Job, troubles: Connection) -> None:
         return bool(stop) or (parent is not None and not parent.is_alive())
 
     try:
-        with quiet(), storage_errors(job.storage):
+        with using_storage(job.storage):
             Worker(job, stop_requested).run()
     except UsageError as error:
         troubles.send((2, str(error)))
@@ -98,7 +96,7 @@ class Worker:
             seed=job.sampler_seed, n_startup_trials=RANDOM_TRIALS, multivariate=True, group=True, constant_liar=True
         )
         pruner = optuna.pruners.PercentilePruner(
-            KEPT_PERCENT, n_startup_trials=RANDOM_TRIALS, n_warmup_steps=(job.epochs + 1) // 2
+            KEPT_PERCENT, n_startup_trials=RANDOM_TRIALS, n_warmup_steps=(job.config.epochs + 1) // 2
         )
         self.study = optuna.load_study(study_name=job.study, storage=self.storage, sampler=sampler, pruner=pruner)
         self.recipe = self.study.user_attrs["recipe"]
@@ -141,9 +139,6 @@ class Worker:
                     self.study.tell(number, state=TrialState.FAIL)
                     try_again(self.study, self.study.get_trials()[number])
 
-    def sign(self, trial: optuna.Trial) -> None:
-        trial.set_user_attr("worker", {"trial": trial.number, "host": platform.node(), "pid": os.getpid()})
-
     def search(self, trial: optuna.Trial) -> float:
         """Train with settings that the sampler chooses. Returns the validation accuracy in percent."""
 
@@ -153,7 +148,6 @@ class Worker:
             if len(accuracies) < settings["epochs"] and trial.should_prune():
                 raise optuna.TrialPruned
 
-        self.sign(trial)
         settings = self.recipe["fixed"] | suggest(trial, self.recipe["space"], self.recipe["fixed"])
         # the same trial again has the seed that it had
         seed = self.recipe["fixed"]["seed"] + trial.number
@@ -166,7 +160,6 @@ class Worker:
         from training.run import nobody_listens
         from training.step import evaluate
 
-        self.sign(trial)
         settings = dict(self.recipe[trial.suggest_categorical("recipe", list(self.recipe))])
         settings["seed"] = trial.suggest_int("seed", CONFIRM_SEED, 2 * CONFIRM_SEED)
         accuracy, model = self.train(trial, settings, nobody_listens)
@@ -185,8 +178,9 @@ class Worker:
         from training.run import StoppedError
         from training.setup import prepare_run
 
-        device = resolve_device(self.job.device)
-        settings["threads"], settings["device"] = self.job.threads, str(device)
+        trial.set_user_attr("worker", {"trial": trial.number, "host": platform.node(), "pid": os.getpid()})
+        device = resolve_device(self.job.config.device)
+        settings["threads"], settings["device"] = self.job.config.threads, str(device)
         trial.set_user_attr("settings", settings)
         with tempfile.TemporaryDirectory() as output_dir, contextlib.redirect_stderr(io.StringIO()):  # no progress bar
             config = TrainConfig(**settings, name="trial", data_dir=self.job.data_dir, output_dir=output_dir)
