@@ -191,12 +191,12 @@ class FileCache(Generic[T]):
         self._kept: dict[Hashable, tuple[list[tuple[int, int] | None], T]] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, files: Iterable[Path], make: Callable[[], T]) -> T:
-        """What ``make`` returned for ``key``: called anew when one of ``files`` is another one than it was then."""
+    def get(self, files: Iterable[Path], make: Callable[..., T], *key: Hashable) -> T:
+        """What ``make(*key)`` returned: called anew when one of ``files`` is another one than it was then."""
         stamps = [_stamp(path) for path in files]
         with self._lock:
             if key not in self._kept or self._kept[key][0] != stamps:
-                self._kept[key] = stamps, make()
+                self._kept[key] = stamps, make(*key)
             return self._kept[key][1]
 
 
@@ -212,7 +212,7 @@ def known_ensembles(output_dir: str | None = None) -> list[str]:
     """Names of the files under outputs/ that may describe an ensemble, sorted."""
     names = [name for name in existing_runs(output_dir, ".json") if not f"{name}.json".endswith(NOT_ENSEMBLES)]
     files = [ensemble_file(RunFiles(name, output_dir)) for name in names]
-    return [path.stem for path in files if _kinds.get(path, [path], functools.partial(_says_ensemble, path))]
+    return [path.stem for path in files if _kinds.get([path], _says_ensemble, path)]
 
 
 def _says_ensemble(path: Path) -> bool:
@@ -252,15 +252,14 @@ class Networks:
 
     def named(self, names: Iterable[str]) -> list[Network]:
         """Those of ``names`` that can be used."""
-        found = [self._loaded.get(name, self._files_of(name), functools.partial(self._load, name)) for name in names]
+        found = [self._loaded.get(self._files_of(name), self._load, name) for name in names]
         return [network for network in found if network is not None]
 
     def metrics(self) -> tuple[dict[str, Metrics], list[str]]:
         """The metrics of every run by its name, and a line for each run whose metrics cannot be had."""
         read = {}
         for name in existing_runs(self.output_dir, "_metrics.json"):
-            path = RunFiles(name, self.output_dir).metrics
-            read[name] = self._read.get(name, [path], functools.partial(self._read_metrics, name))
+            read[name] = self._read.get([RunFiles(name, self.output_dir).metrics], self._read_metrics, name)
         metrics = {name: found for name, found in read.items() if not isinstance(found, str)}
         return metrics, [problem for problem in read.values() if isinstance(problem, str)]
 

@@ -1,7 +1,6 @@
 """The comparison of the runs under a folder, as data: their metrics, and MNIST's test digits."""
 
 import base64
-import functools
 import json
 import math
 from collections.abc import Collection
@@ -9,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from common.cli import silent
 from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError
@@ -236,8 +237,6 @@ def status_of(metrics: dict[str, Any]) -> str:
 
 def is_alive(pid: int, updated: str) -> bool:
     """Whether the process that wrote at ``updated`` (ISO) runs still; one that began later only has its number."""
-    import psutil
-
     try:
         process = psutil.Process(pid)
         is_later = process.create_time() > datetime.fromisoformat(updated).timestamp() + 1
@@ -255,7 +254,7 @@ def mnist_test_digits(data_dir: str | None = None) -> Any:
     """The test images uint8 [N, 28, 28] and labels [N] as arrays; None if they are not on this machine."""
     folder = PROJECT_DIR / "data" if data_dir is None else Path(data_dir)
     files = [folder / "MNIST" / "raw" / f"t10k-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
-    return _digits.get(folder, files, functools.partial(_read, folder))
+    return _digits.get(files, _read, folder)
 
 
 def _read(folder: Path) -> Any:

@@ -23,12 +23,18 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-import imports
 from common.cli import silent
 from common.files import CommandError, UsageError
+from data_utils import load_data
+from imports import nn
 from tools.tune.space import suggest
 from tools.tune.storage import GRACE, TuneError, open_storage, try_again, using_storage
 from training.config import TrainConfig
+from training.machine import resolve_device
+from training.report import TrainingError
+from training.run import StoppedError, nobody_listens
+from training.setup import prepare_run
+from training.step import evaluate
 
 # A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on. Not the worst
 # half, and not sooner: while the rate is high the accuracy says little of what annealing will make of it
@@ -104,8 +110,6 @@ class Worker:
 
     def run(self) -> None:
         """Work until the study is done, and no trial of it is under way anywhere."""
-        from training.run import StoppedError
-
         objective = self.search if self.job.trials else self.confirm
         while not self.stop_requested():
             optuna.storages.fail_stale_trials(self.study)
@@ -117,9 +121,7 @@ class Worker:
                 time.sleep(0.5)  # the worker of one may die, and its trial come back
                 continue
             try:
-                self.study.optimize(objective, n_trials=1)
-            except StoppedError:
-                return
+                self.study.optimize(objective, n_trials=1, catch=StoppedError)
             except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
                 # This process stood still for so long that it was taken for dead, and its trial given to another.
                 if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
@@ -156,10 +158,6 @@ class Worker:
 
     def confirm(self, trial: optuna.Trial) -> float:
         """Train with one of the recipes that are compared, and evaluate on the test images at the end."""
-        from data_utils import load_data
-        from training.run import nobody_listens
-        from training.step import evaluate
-
         settings = dict(self.recipe[trial.suggest_categorical("recipe", list(self.recipe))])
         settings["seed"] = trial.suggest_int("seed", CONFIRM_SEED, 2 * CONFIRM_SEED)
         accuracy, model = self.train(trial, settings, nobody_listens)
@@ -171,13 +169,8 @@ class Worker:
 
     def train(
         self, trial: optuna.Trial, settings: dict[str, Any], after_epoch: Callable[[dict[str, Any]], None]
-    ) -> tuple[float, imports.nn.Module]:
+    ) -> tuple[float, nn.Module]:
         """Train once without the test set. Returns the last epoch's validation accuracy in percent and the network."""
-        from training.machine import resolve_device
-        from training.report import TrainingError
-        from training.run import StoppedError
-        from training.setup import prepare_run
-
         trial.set_user_attr("worker", {"trial": trial.number, "host": platform.node(), "pid": os.getpid()})
         device = resolve_device(self.job.config.device)
         settings["threads"], settings["device"] = self.job.config.threads, str(device)
