@@ -73,8 +73,9 @@ def load_weights(model: Model, path: Path) -> Model:
         FileNotFoundError, DamagedFileError, RuntimeError: as ``load_model_params``.
     """
     state = load_tensors(path)
-    if isinstance(state, dict):  # what DistributedDataParallel and torch.compile put before the names
-        state = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): value for name, value in state.items()}
+    items = state.items() if isinstance(state, dict) else ()
+    # without what DistributedDataParallel and torch.compile put before the names
+    state = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): value for name, value in items}
     if _shapes(state) != _shapes(model.state_dict()):
         fitting = [
             other for other in known_models() if _shapes(state) == _shapes(get_strategy(other).build().state_dict())
@@ -82,13 +83,11 @@ def load_weights(model: Model, path: Path) -> Model:
         fits = f"they fit model {' and '.join(fitting)}" if fitting else "they fit none of the registered models"
         raise RuntimeError(f"{path} does not hold weights of {type(model).__module__}.{type(model).__name__}; {fits}")
     model.load_state_dict(state)
-    model.eval()
-    return model
+    return model.eval()
 
 
-def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
-    items = state.items() if isinstance(state, dict) else ()
-    return {key: tuple(value.shape) for key, value in items if isinstance(value, torch.Tensor)}
+def _shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (1, 28, 28)) -> str:
