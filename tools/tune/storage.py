@@ -20,10 +20,6 @@ RETRIES = 3  # of a trial whose worker died
 ELSEWHERE = fields_in("machine", "place")  # may differ between the machines of a study
 
 
-class TuneError(CommandError):
-    """The study cannot go on; one line says why."""
-
-
 def shown(url: str) -> str:
     """The URL of a database without its password; a UsageError if it is none."""
     try:
@@ -37,7 +33,7 @@ def shown(url: str) -> str:
 
 @contextlib.contextmanager
 def using_storage(url: str) -> Iterator[None]:
-    """Tell in one line, by a TuneError, what the database ``url`` refuses.
+    """Tell in one line, by a CommandError, what the database ``url`` refuses.
 
     Left out is what Optuna says of every trial, of features that may still change, and of plots of few trials.
     """
@@ -48,7 +44,7 @@ def using_storage(url: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", module="optuna")
             yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise TuneError(f"storage: {shown(url)}: {_innermost(error)}") from None
+        raise CommandError(f"storage: {shown(url)}: {_innermost(error)}") from None
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:

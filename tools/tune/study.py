@@ -16,13 +16,13 @@ import plotly.io
 from optuna import visualization
 from optuna.trial import FrozenTrial
 
-from common.files import RunFiles, atomic_write
+from common.files import CommandError, RunFiles, atomic_write
 from image_data.facts import MNIST
 from image_data.fetch import sha256_of
 from tools.intervals import mean_and_interval
 from tools.trainings import threads_each
 from tools.tune.space import starting_point
-from tools.tune.storage import ELSEWHERE, TuneError, open_storage, open_study, using_storage
+from tools.tune.storage import ELSEWHERE, open_storage, open_study, using_storage
 from tools.tune.workers import CONFIRM_SEED, Job, Progress, best_trials, finished, run_workers
 from training.config import TrainConfig, read_config_file
 
@@ -60,7 +60,7 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
         run_workers(study, job, args.workers, Progress(study, args.trials))
         best = best_trials(study)
         if not best:
-            raise TuneError("no trial was trained to its end; narrow the --space to lower rates")
+            raise CommandError("no trial was trained to its end; narrow the --space to lower rates")
         tables = {"Best trials": trial_table(best[:SHOWN], space)}
         own_place = config.data_dir is not None or config.dataset != MNIST.name
         write_settings(toml, study, best[0], data_dir if own_place else None)

@@ -28,7 +28,7 @@ from common.files import CommandError, UsageError
 from data_utils import load_data
 from imports import nn
 from tools.tune.space import suggest
-from tools.tune.storage import GRACE, TuneError, open_storage, try_again, using_storage
+from tools.tune.storage import GRACE, open_storage, try_again, using_storage
 from training.config import TrainConfig
 from training.machine import resolve_device
 from training.report import TrainingError
@@ -194,7 +194,7 @@ class Worker:
 
 
 def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[], None]) -> None:
-    """Start ``count`` workers and wait until the study is done; a TuneError or UsageError if they end before."""
+    """Start ``count`` workers and wait until the study is done; a CommandError or UsageError if they end before."""
     if not any(job.left(study)):
         return
     context = multiprocessing.get_context("spawn")
@@ -223,7 +223,7 @@ def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[]
             found.add((1, f"worker {worker.pid} ended early ({reason})"))
     if any(job.left(study)):
         status, line = max(found, default=(1, "the workers ended early"))
-        raise UsageError(line) if status == 2 else TuneError(f"{line}; the same command goes on")
+        raise UsageError(line) if status == 2 else CommandError(f"{line}; the same command goes on")
     for _, line in sorted(found, reverse=True):
         print(f"Note: {line}; {'its trial was tried again' if 'ended early' in line else 'the others went on'}.")
 
