@@ -28,7 +28,7 @@ from common.files import CommandError, UsageError
 from data_utils import load_data
 from imports import nn
 from tools.tune.space import suggest
-from tools.tune.storage import GRACE, open_storage, try_again, using_storage
+from tools.tune.storage import open_storage, try_again, using_storage
 from training.config import TrainConfig
 from training.machine import resolve_device
 from training.report import TrainingError
@@ -106,14 +106,14 @@ class Worker:
         )
         self.study = optuna.load_study(study_name=job.study, storage=self.storage, sampler=sampler, pruner=pruner)
         self.recipe = self.study.user_attrs["recipe"]
-        self.seen: dict[int, float] = {}
+        self.seen: set[int] = set()
 
     def run(self) -> None:
         """Work until the study is done, and no trial of it is under way anywhere."""
         objective = self.search if self.job.trials else self.confirm
         while not self.stop_requested():
             optuna.storages.fail_stale_trials(self.study)
-            self.fail_never_begun()
+            self.give_first_heartbeats()
             to_come, running = self.job.left(self.study)
             if not to_come:
                 if not running:
@@ -127,19 +127,13 @@ class Worker:
                 if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
                     raise
 
-    def fail_never_begun(self) -> None:
-        """Give up trials whose worker died between taking them and its first heartbeat, which Optuna does not see."""
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        unsigned = [
-            trial.number for trial in running if trial.user_attrs.get("worker", {}).get("trial") != trial.number
-        ]
-        self.seen = {number: self.seen.get(number, time.monotonic()) for number in unsigned}
-        for number, since in self.seen.items():
-            if time.monotonic() - since > GRACE:
-                # another worker did
-                with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
-                    self.study.tell(number, state=TrialState.FAIL)
-                    try_again(self.study, self.study.get_trials()[number])
+    def give_first_heartbeats(self) -> None:
+        """Let Optuna see trials whose worker died between taking them and its first heartbeat."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            signed = trial.user_attrs.get("worker", {}).get("trial") == trial.number
+            if not signed and trial.number not in self.seen:
+                self.seen.add(trial.number)
+                self.storage.record_heartbeat(trial._trial_id)
 
     def search(self, trial: optuna.Trial) -> float:
         """Train with settings that the sampler chooses. Returns the validation accuracy in percent."""
