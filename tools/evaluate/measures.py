@@ -23,8 +23,7 @@ EVALUATION_SCHEMA = 1
 STRENGTHS = range(1, 6)
 CLASSES = 10
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
-BLACK = 0  # grey level of the image that integrated gradients start from
-PATH_STEPS = 1024  # of the path from there to the image
+PATH_STEPS = 1024  # of integrated gradients, from a black image to the one that is explained
 MISTAKE = ("index", "true", "predicted", "confidence")
 PER_CLASS = ("digit", "precision", "recall", "f1", "support")
 TEMPERATURES = (0.01, 100.0)  # between which the best one is searched
@@ -148,7 +147,7 @@ def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.T
     from captum.attr import IntegratedGradients
 
     model.eval()
-    black = normalize(torch.full_like(images[:1], BLACK))
+    black = normalize(torch.zeros_like(images[:1]))
     attributions: torch.Tensor = IntegratedGradients(model).attribute(
         images, black, target=digits, n_steps=PATH_STEPS, internal_batch_size=EVAL_BATCH_SIZE
     )
