@@ -6,8 +6,6 @@
 Needs neither NumPy nor torch until a set is read for the first time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -46,7 +44,7 @@ class DataSet:
     sha256: str = hashlib.sha256("".join(MNIST_SHA256.values()).encode()).hexdigest()
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Any]) -> DataSet:
+    def of(cls, metrics: Mapping[str, Any]) -> "DataSet":
         """That of a run; runs before this was recorded were of MNIST.
 
         Raises:

@@ -6,8 +6,6 @@ A data set of your own in MNIST's format works too: put its four files there wit
 (``cd data/MNIST/raw && sha256sum *-ubyte > SHA256SUMS``).
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import hashlib

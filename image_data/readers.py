@@ -1,7 +1,5 @@
 """Data sets of one's own, read: a folder of class folders, a CSV as Kaggle has it, IDX files; and torchvision's."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import socket

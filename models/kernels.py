@@ -11,8 +11,6 @@ numbers and dropout are computed where they are needed, so that nothing stands b
 The networks know nothing of this: what one computes is read off its graph, as torch.fx traces it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

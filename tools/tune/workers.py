@@ -3,8 +3,6 @@
 ``run_workers`` starts those of this machine, waits for them, stops them; ``Progress`` tells what they have come to.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import multiprocessing
