@@ -1,6 +1,7 @@
 """The files of a network: made, held against it, measured in turns, written; their table and their picture."""
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -9,7 +10,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from common.files import RunFiles, atomic_write
@@ -109,7 +109,11 @@ def export(args: argparse.Namespace) -> int:
         results = results_of(subject, rows, runners, args.max_drop)
         print_results(results)
         path = files.metrics.with_name(f"{args.name}_export.json")
-        if len(rows) < len(measured_before(path, subject.weights_sha256)):
+        before: list[Any] = []
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none, or none that can be read
+            found = json.loads(path.read_text(encoding="utf-8"))
+            before = found["files"] if found["weights_sha256"] == subject.weights_sha256 else []
+        if len(rows) < len(before):
             print(f"{path.name} stays: it has more files of these weights, measured in one run")
         else:
             write_json(path, results)
@@ -141,16 +145,6 @@ def results_of(
         },
         "files": [row | {"latency_ms": latency[row["file"]]} for row in rows],
     }
-
-
-def measured_before(path: Path, weights_sha256: str) -> list[dict[str, Any]]:
-    """The files in the results ``path``, if those are there, readable and of the same weights."""
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        files: list[dict[str, Any]] = before["files"] if before["weights_sha256"] == weights_sha256 else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return files
 
 
 @torch.inference_mode()
