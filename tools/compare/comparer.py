@@ -1,6 +1,7 @@
 """The comparison of the runs under a folder, as data: their metrics, and MNIST's test digits."""
 
 import base64
+import contextlib
 import json
 import math
 from collections.abc import Collection
@@ -258,10 +259,8 @@ def mnist_test_digits(data_dir: str | None = None) -> Any:
 
 
 def _read(folder: Path) -> Any:
-    if not is_there(folder):
-        return None  # to fetch them is for the training command
-    try:
-        images, labels = load_images(folder, train=False, log=silent)
-    except (DataError, UsageError):
-        return None
-    return images.numpy(), labels.numpy()
+    with contextlib.suppress(DataError, UsageError):
+        if is_there(folder):  # to fetch them is for the training command
+            images, labels = load_images(folder, train=False, log=silent)
+            return images.numpy(), labels.numpy()
+    return None
