@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see, and _SOURCES is read
     from torchsummary import summary
     from torchvision import datasets, transforms
     from tqdm import tqdm
+    from tqdm.std import EMA  # type: ignore[attr-defined]  # the stubs lack it
 
 # name -> (module, attribute of it; None: the module itself), of the imports above
 _SOURCES: dict[str, tuple[str, str | None]] = {

@@ -23,8 +23,10 @@ from common.results import (
     save_metrics_json,
     save_model_params,
 )
-from imports import Figure, MaxNLocator, nn, summary, torch
+from imports import EMA, Figure, MaxNLocator, nn, summary, torch
 from model_strategy import get_strategy, known_models
+
+SMOOTHING = 0.02  # the weight of the newest loss in the smoothed curve
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -44,10 +46,9 @@ def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> 
         RuntimeError: it holds the weights of another network; the message says of which.
     """
     path = RunFiles(name, output_dir).params
-    try:
-        return load_weights(model, path)
-    except FileNotFoundError:
-        raise no_such_run(path, output_dir, "_params.pth") from None
+    if not path.exists():
+        raise no_such_run(path, output_dir, "_params.pth")
+    return load_weights(model, path)
 
 
 def weights_file(name_or_file: str, output_dir: OutputDir = None) -> Path:
@@ -72,8 +73,9 @@ def load_weights(model: Model, path: Path) -> Model:
         FileNotFoundError, DamagedFileError, RuntimeError: as ``load_model_params``.
     """
     state = load_tensors(path)
-    if isinstance(state, dict):  # what DistributedDataParallel and torch.compile put before the names
-        state = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): value for name, value in state.items()}
+    items = state.items() if isinstance(state, dict) else ()
+    # without what DistributedDataParallel and torch.compile put before the names
+    state = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): value for name, value in items}
     if _shapes(state) != _shapes(model.state_dict()):
         fitting = [
             other for other in known_models() if _shapes(state) == _shapes(get_strategy(other).build().state_dict())
@@ -81,13 +83,11 @@ def load_weights(model: Model, path: Path) -> Model:
         fits = f"they fit model {' and '.join(fitting)}" if fitting else "they fit none of the registered models"
         raise RuntimeError(f"{path} does not hold weights of {type(model).__module__}.{type(model).__name__}; {fits}")
     model.load_state_dict(state)
-    model.eval()
-    return model
+    return model.eval()
 
 
-def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
-    items = state.items() if isinstance(state, dict) else ()
-    return {key: tuple(value.shape) for key, value in items if isinstance(value, torch.Tensor)}
+def _shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (1, 28, 28)) -> str:
@@ -125,8 +125,9 @@ def metrics_figure(metrics: Metrics) -> Figure:
 
     batches_per_epoch = len(losses) / max(len(test_losses), 1)
     progress = [(batch + 1) / batches_per_epoch for batch in range(len(losses))]
+    smoothed = list(map(EMA(SMOOTHING), losses))  # from the first batch on without bias, as in Adam (arXiv:1412.6980)
     train_loss.plot(progress, losses, color="#9ecae1", linewidth=0.6, label="each batch")
-    train_loss.plot(progress, _smooth(losses), color="#08519c", linewidth=1.8, label="smoothed")
+    train_loss.plot(progress, smoothed, color="#08519c", linewidth=1.8, label="smoothed")
     train_loss.set(title="Training loss", ylabel="negative log-likelihood", yscale="log")
     train_loss.legend(frameon=False)
 
@@ -161,12 +162,3 @@ def metrics_figure(metrics: Metrics) -> Figure:
         fontsize=13,
     )
     return figure
-
-
-def _smooth(values: list[float], weight: float = 0.98) -> list[float]:
-    """Exponential moving average, with the start's bias taken out as in Adam (arXiv:1412.6980, section 3)."""
-    smoothed, average = [], 0.0
-    for count, value in enumerate(values, start=1):
-        average = weight * average + (1 - weight) * value
-        smoothed.append(average / (1 - weight**count))
-    return smoothed

@@ -12,11 +12,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a run
 
 
 class UsageError(ValueError):
@@ -52,8 +52,12 @@ def atomic_write(path: Path, durable: bool = True, keep: Path | None = None) -> 
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(partial, path)
-        if durable:
-            _flush_folder(path.parent)
+        if durable and os.name == "posix":  # elsewhere one cannot ask for that
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
@@ -61,27 +65,6 @@ def atomic_write(path: Path, durable: bool = True, keep: Path | None = None) -> 
         raise
 
 
-def _flush_folder(folder: Path) -> None:
-    """Wait until the disk has the names in ``folder``, where the system lets one ask for that."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class _FileOfRun:
-    """A property of ``RunFiles``: the path of this form under the root, with the run's name in it."""
-
-    form: str
-
-    def __get__(self, files: "RunFiles", owner: object = None) -> Path:
-        return files.root / self.form.format(files.name)
-
-
-@dataclass(frozen=True)
 class RunFiles:
     """The files of the run ``name`` under ``output_dir`` (None: the project itself).
 
@@ -89,29 +72,23 @@ class RunFiles:
         UsageError: the name is not a plain file name.
     """
 
-    name: str
-    output_dir: str | os.PathLike[str] | None = None
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+    def __init__(self, name: str, output_dir: str | os.PathLike[str] | None = None) -> None:
+        if not NAME.fullmatch(name):
             raise UsageError(
-                f"name: {self.name!r} is not allowed; a run's name is up to 100 letters, digits, '.', '_' and '-'"
+                f"name: {name!r} is not allowed; a run's name is up to 100 letters, digits, '.', '_' and '-'"
                 " and starts with a letter or digit"
             )
-
-    @property
-    def root(self) -> Path:
-        return PROJECT_DIR if self.output_dir is None else Path(self.output_dir)
-
-    params = _FileOfRun("outputs/{}_params.pth")
-    metrics = _FileOfRun("outputs/{}_metrics.json")
-    checkpoint = _FileOfRun("outputs/{}_checkpoint.pth")
-    previous_checkpoint = _FileOfRun("outputs/{}_checkpoint_before.pth")
-    lock = _FileOfRun("outputs/.{}.lock")
-    log = _FileOfRun("outputs/{}.log")
-    tensorboard = _FileOfRun("outputs/tensorboard/{}")
-    summary = _FileOfRun("summaries/{}_summary.txt")
-    plot = _FileOfRun("plots/{}.png")
+        self.name, self.output_dir = name, output_dir
+        self.root = PROJECT_DIR if output_dir is None else Path(output_dir)
+        self.params = self.root / "outputs" / f"{name}_params.pth"
+        self.metrics = self.root / "outputs" / f"{name}_metrics.json"
+        self.checkpoint = self.root / "outputs" / f"{name}_checkpoint.pth"
+        self.previous_checkpoint = self.root / "outputs" / f"{name}_checkpoint_before.pth"
+        self.lock = self.root / "outputs" / f".{name}.lock"
+        self.log = self.root / "outputs" / f"{name}.log"
+        self.tensorboard = self.root / "outputs" / "tensorboard" / name
+        self.summary = self.root / "summaries" / f"{name}_summary.txt"
+        self.plot = self.root / "plots" / f"{name}.png"
 
     def make_folders(self) -> None:
         """Create the three folders and make sure that files can be written into them.
@@ -136,5 +113,5 @@ class RunFiles:
 
 def existing_runs(output_dir: str | os.PathLike[str] | None, ending: str) -> list[str]:
     """Names of the runs under ``output_dir`` that have a file ``outputs/NAME<ending>``, sorted."""
-    folder = RunFiles("any", output_dir).metrics.parent
-    return sorted(path.name.removesuffix(ending) for path in folder.glob(f"[!.]*{ending}"))
+    names = (path.name.removesuffix(ending) for path in RunFiles("any", output_dir).metrics.parent.glob(f"*{ending}"))
+    return sorted(name for name in names if NAME.fullmatch(name))

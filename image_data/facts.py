@@ -6,8 +6,6 @@
 Needs neither NumPy nor torch until a set is read for the first time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -18,7 +16,7 @@ from typing import Any
 
 import imports
 from common.files import PROJECT_DIR, DamagedFileError, UsageError, atomic_write
-from image_data.fetch import FACTS_FILE, MNIST_SHA256, SUMS_FILE, ensure_mnist, expected_sums, is_there
+from image_data.fetch import FACTS_FILE, MNIST_SHA256, ensure_mnist, expected_sums, is_there, write_sums
 
 NAMES = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "qmnist": "QMNIST", "emnist-digits": "EMNIST"}  # torchvision's
 
@@ -46,7 +44,7 @@ class DataSet:
     sha256: str = hashlib.sha256("".join(MNIST_SHA256.values()).encode()).hexdigest()
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Any]) -> DataSet:
+    def of(cls, metrics: Mapping[str, Any]) -> "DataSet":
         """That of a run; runs before this was recorded were of MNIST.
 
         Raises:
@@ -134,9 +132,8 @@ def _of(sums: Mapping[str, str]) -> str:
 
 def _stored_facts(raw: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((raw / FACTS_FILE).read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
+        return dict(json.loads((raw / FACTS_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -171,9 +168,6 @@ def _write(raw: Path, facts: DataSet, stamp: str, classes: list[str], train: Any
         test_images=len(test[0]),
         sha256=_of(sums),
     )
-    for name, text in (
-        (SUMS_FILE, "".join(f"{digest}  {file}\n" for file, digest in sums.items())),
-        (FACTS_FILE, json.dumps({"stamp": stamp, **facts.as_json()}, indent=1)),
-    ):
-        with atomic_write(raw / name) as file:
-            file.write(text.encode())
+    write_sums(raw, sums)
+    with atomic_write(raw / FACTS_FILE) as file:
+        file.write(json.dumps({"stamp": stamp, **facts.as_json()}, indent=1).encode())

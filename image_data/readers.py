@@ -1,7 +1,5 @@
 """Data sets of one's own, read: a folder of class folders, a CSV as Kaggle has it, IDX files; and torchvision's."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import socket
@@ -107,7 +105,10 @@ def _read(source: Path, form: str) -> tuple[Part, Part | None]:
         test = read_csv(tables["test"]) if tables["test"] else None
         return _labelled(tables["train"]), test if test and test[1] is not None else None
     for folder in (source, source / "MNIST" / "raw"):
-        files = {part: idx_file(folder, part) for part in IDX_FILES}
+        files = {
+            part: _one_of(folder, [f"{part}{dot}idx{sides}-ubyte{end}" for dot in "-." for end in ("", ".gz")])
+            for part, sides in IDX_FILES.items()
+        }
         if any(files.values()):
             missing = [part for part, path in files.items() if path is None]
             if missing:
@@ -126,21 +127,14 @@ def _one_of(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def idx_file(folder: Path, part: str) -> Path | None:
-    """The IDX file of ``part`` (``train-images``) in ``folder``, under either spelling of its name, packed or not."""
-    names = [f"{part}{dot}idx{IDX_FILES[part]}-ubyte{end}" for dot in "-." for end in ("", ".gz")]
-    return _one_of(folder, names)
-
-
 def _idx(path: Path, dimensions: int) -> Any:
     """The array uint8 of an IDX file of so many dimensions; a UsageError if it is none."""
     try:
         contents = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        start = 4 + 4 * dimensions
-        shape = [int.from_bytes(contents[place : place + 4], "big") for place in range(4, start, 4)]
+        shape = np.frombuffer(contents, ">u4", dimensions, offset=4)
         if contents[:4] != bytes([0, 0, 8, dimensions]):
             raise ValueError(f"not bytes in {dimensions} dimensions")
-        return np.frombuffer(contents, np.uint8, offset=start).reshape(shape)
+        return np.frombuffer(contents, np.uint8, offset=4 + shape.nbytes).reshape(shape)
     except (ValueError, EOFError, zlib.error) as error:
         raise UsageError(f"dataset: {path} is no IDX file: {error}") from None
 

@@ -11,8 +11,6 @@ numbers and dropout are computed where they are needed, so that nothing stands b
 The networks know nothing of this: what one computes is read off its graph, as torch.fx traces it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,14 +59,12 @@ class KernelNetwork(nn.Module):
         as_planned = images.device.type in where and images.dtype == torch.float32 and images.shape[1:] == IMAGE
         if not as_planned or images.requires_grad or torch.is_grad_enabled() is not self.training:
             out: torch.Tensor = self.network(images)
-        elif self.training:
-            means = _Train.apply(images.contiguous(), self.layers, *self.layers.parameters)
-            out = self.head(means[:, :, None, None])
         else:
-            layers = self.layers
-            means, _ = torch.ops.small_networks.forward(
-                images.contiguous(), layers.parameters, *layers.others, False, 0
-            )
+            images, layers = images.contiguous(), self.layers
+            if self.training:
+                means = _Train.apply(images, layers, *layers.parameters)
+            else:
+                means, _ = torch.ops.small_networks.forward(images, layers.parameters, *layers.others, False, 0)
             out = self.head(means[:, :, None, None])
         return out
 

@@ -6,7 +6,6 @@ import pytest
 from imports import nn, torch
 from models import model_v1, model_v2, model_v3
 from visualization import (
-    _smooth,
     count_parameters,
     load_metrics_json,
     load_model_params,
@@ -125,8 +124,13 @@ def test_plot_has_the_four_panels(results, epochs, val):
 
 
 def test_smoothing_of_a_constant_is_the_constant():
-    assert _smooth([2.0] * 50) == pytest.approx([2.0] * 50)
-    assert _smooth([1.0, 0.0], weight=0.5) == pytest.approx([1.0, 1 / 3])
+    def smoothed(losses):
+        lists = {key: [] for key in ("learning_rates", "train_acc", "test_acc", "test_losses", "val_acc", "val_losses")}
+        facts = {"name": "run", "model": "1", "config": {"scheduler": "step"}, "parameters": 7720}
+        return metrics_figure({**lists, **facts, "train_losses": losses}).axes[0].lines[1].get_ydata().tolist()
+
+    assert smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
+    assert smoothed([1.0, 0.0]) == pytest.approx([1.0, 0.98 / 1.98])
 
 
 def test_count_parameters_counts_what_is_trained():

@@ -87,13 +87,6 @@ def fit_weights(log_probabilities: torch.Tensor, labels: torch.Tensor, models: S
     return weights
 
 
-def twin_of(member: TrainConfig, held_out: int) -> TrainConfig:
-    """The same run without ``held_out`` of the training images; the member itself if it has held out some."""
-    if member.val_split:
-        return member
-    return replace(member, name=f"{member.run_name}_held_out", val_split=held_out)
-
-
 def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
     """The runs that the arguments name; a UsageError if one is not there, or if two do not fit together."""
     if not args.members:
@@ -145,7 +138,11 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     models = [member.model for member in members]
     data = facts_of(members[0].ensure_data())
     images, labels = load_images(members[0].data_folder, train=True)
-    twins = [twin_of(member, round(HELD_OUT * len(labels))) for member in members]
+    size = round(HELD_OUT * len(labels))
+    twins = [
+        member if member.val_split else replace(member, name=f"{member.run_name}_held_out", val_split=size)
+        for member in members
+    ]
     train_missing(members + [twin for twin in twins if twin not in members], args.jobs)
 
     held_out = split_indices(labels, twins[0].val_split)[1]

@@ -1,7 +1,7 @@
 """The reference that speed and accuracy are measured against: MNIST trained as a tutorial does it.
 
 The specification's transforms, image by image, in a DataLoader; ``nn.Dropout``; the default memory layout; one loop
-over batches. The networks and the schedule are the project's, nothing of its fast path is.
+over batches. The networks, the schedule and the evaluation are the project's, nothing of its fast path is.
 
     python -m tools.naive --model 1 --epochs 2 --seed 3
 """
@@ -21,6 +21,7 @@ from model_strategy import get_strategy
 from models.blocks import ConvBlock
 from training.config import TrainConfig, add_training_flags, given_settings
 from training.machine import resolve_device
+from training.step import evaluate
 
 
 def plain_network(name: str) -> nn.Module:
@@ -65,15 +66,9 @@ class NaiveTraining:
         if not self.every_batch:
             self.scheduler.step()
 
-    @torch.inference_mode()
     def evaluate(self) -> float:
         """Percent of the test images that are right."""
-        self.model.eval()
-        right = sum(
-            int((self.model(images.to(self.device)).argmax(1).cpu() == labels).sum())
-            for images, labels in DataLoader(self.test_set, 1000)
-        )
-        return 100.0 * right / len(self.test_set)
+        return evaluate(self.model, DataLoader(self.test_set, 1000), self.device)[1]
 
 
 def train(config: TrainConfig) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.cli import silent
 from common.files import DamagedFileError, RunFiles, UsageError, existing_runs
-from common.results import OutputDir, wrong_fields
+from common.results import Metrics, OutputDir, wrong_fields
 from data_utils import MEAN, STD, Batch, load_images, normalize
 from image_data.facts import MNIST, DataSet
 from image_data.form import MnistImage
@@ -191,12 +191,12 @@ class FileCache(Generic[T]):
         self._kept: dict[Hashable, tuple[list[tuple[int, int] | None], T]] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, files: Iterable[Path], make: Callable[[], T]) -> T:
-        """What ``make`` returned for ``key``: called anew when one of ``files`` is another one than it was then."""
+    def get(self, files: Iterable[Path], make: Callable[..., T], *key: Hashable) -> T:
+        """What ``make(*key)`` returned: called anew when one of ``files`` is another one than it was then."""
         stamps = [_stamp(path) for path in files]
         with self._lock:
             if key not in self._kept or self._kept[key][0] != stamps:
-                self._kept[key] = stamps, make()
+                self._kept[key] = stamps, make(*key)
             return self._kept[key][1]
 
 
@@ -210,9 +210,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def known_ensembles(output_dir: str | None = None) -> list[str]:
     """Names of the files under outputs/ that may describe an ensemble, sorted."""
-    folder = RunFiles("any", output_dir).metrics.parent
-    files = [path for path in folder.glob("*.json") if not path.name.endswith(NOT_ENSEMBLES) and is_a_name(path.stem)]
-    return sorted(path.stem for path in files if _kinds.get(path, [path], functools.partial(_says_ensemble, path)))
+    names = [name for name in existing_runs(output_dir, ".json") if not f"{name}.json".endswith(NOT_ENSEMBLES)]
+    files = [ensemble_file(RunFiles(name, output_dir)) for name in names]
+    return [path.stem for path in files if _kinds.get([path], _says_ensemble, path)]
 
 
 def _says_ensemble(path: Path) -> bool:
@@ -232,18 +232,11 @@ def known_networks(output_dir: str | None = None) -> list[str]:
     ensembles = [name for name in known_ensembles(output_dir) if name not in with_metrics]
     voters = tuple(f"{name}_model_" for name in ensembles)
     runs = with_metrics.intersection(existing_runs(output_dir, "_params.pth"))
-    return ensembles + sorted(name for name in runs if is_a_name(name) and not name.startswith(voters))
-
-
-def is_a_name(name: str) -> bool:
-    """Whether a run may have this name; a file that somebody put into the folder may have any."""
-    with contextlib.suppress(UsageError):
-        return bool(RunFiles(name))
-    return False
+    return ensembles + sorted(name for name in runs if not name.startswith(voters))
 
 
 class Networks:
-    """The networks under ``output_dir``, loaded when first asked for, and again when their files change.
+    """The runs and networks under ``output_dir``, loaded when first asked for, and again when their files change.
 
     Safe to use from several threads. ``log`` hears of each file that cannot be used, once a change.
     """
@@ -251,6 +244,7 @@ class Networks:
     def __init__(self, output_dir: str | None = None, log: Callable[[str], None] = print) -> None:
         self.output_dir, self.log = output_dir, log
         self._loaded: FileCache[Network | None] = FileCache()
+        self._read: FileCache[Metrics | str] = FileCache()
 
     def all(self) -> list[Network]:
         """Every network that can be used."""
@@ -258,8 +252,22 @@ class Networks:
 
     def named(self, names: Iterable[str]) -> list[Network]:
         """Those of ``names`` that can be used."""
-        found = [self._loaded.get(name, self._files_of(name), functools.partial(self._load, name)) for name in names]
+        found = [self._loaded.get(self._files_of(name), self._load, name) for name in names]
         return [network for network in found if network is not None]
+
+    def metrics(self) -> tuple[dict[str, Metrics], list[str]]:
+        """The metrics of every run by its name, and a line for each run whose metrics cannot be had."""
+        read = {}
+        for name in existing_runs(self.output_dir, "_metrics.json"):
+            read[name] = self._read.get([RunFiles(name, self.output_dir).metrics], self._read_metrics, name)
+        metrics = {name: found for name, found in read.items() if not isinstance(found, str)}
+        return metrics, [problem for problem in read.values() if isinstance(problem, str)]
+
+    def _read_metrics(self, name: str) -> Metrics | str:
+        try:
+            return load_metrics_json(name, self.output_dir)
+        except (DamagedFileError, OSError) as error:
+            return str(error)
 
     def _load(self, name: str) -> Network | None:
         try:

@@ -24,8 +24,6 @@ from tools.timing import seconds_of
 from training.config import TrainConfig, fields_in
 from visualization import load_metrics_json
 
-_under_way: set[subprocess.Popen[str]] = set()
-
 
 class ProcessError(CommandError):
     """A process that was started failed; one line says which and how."""
@@ -33,25 +31,21 @@ class ProcessError(CommandError):
 
 def run_quietly(command: Sequence[str]) -> str:
     """What ``command`` prints; a ProcessError if it fails."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=PROJECT_DIR, stdout=pipe, stderr=pipe, text=True) as process:
-        _under_way.add(process)
-        try:
-            out, err = process.communicate()
-        finally:
-            _under_way.discard(process)
-    if process.returncode:
-        last_line = (err.strip().splitlines() or ["it printed nothing"])[-1]
-        raise ProcessError(f"exit status {process.returncode} of {shlex.join(command)}: {last_line}")
-    return out
+    done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True)
+    if done.returncode:
+        last_line = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise ProcessError(f"exit status {done.returncode} of {shlex.join(command)}: {last_line}")
+    return done.stdout
 
 
 @contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, also to the trainings that this process started."""
+    """Let SIGTERM do what Ctrl-C does, also to the processes that this one started."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        for process in list(_under_way):
+        import psutil
+
+        for process in psutil.Process().children():
             process.terminate()
         raise KeyboardInterrupt
 

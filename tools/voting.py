@@ -1,6 +1,5 @@
 """How several networks vote."""
 
-import math
 from collections.abc import Sequence
 
 from imports import F, nn, torch
@@ -23,17 +22,15 @@ def vote(log_probabilities: torch.Tensor, method: str, weights: Sequence[float])
     Raises:
         ValueError: the method is unknown.
     """
+    if method not in METHODS:
+        raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
     members = len(log_probabilities)
-    mean = log_probabilities.logsumexp(0) - math.log(members)
-    if method == "soft":
+    shares = torch.tensor(weights if method == "weighted" else [1 / members] * members, device=log_probabilities.device)
+    mean = (log_probabilities + shares.log().view(-1, 1, 1)).logsumexp(0)
+    if method != "hard":
         return mean
-    if method == "weighted":
-        of_members = torch.tensor(weights, device=mean.device).log().view(-1, 1, 1)
-        return (log_probabilities + of_members).logsumexp(0)
-    if method == "hard":
-        votes = F.one_hot(log_probabilities.argmax(2), log_probabilities.shape[2]).sum(0)
-        return ((votes + mean.exp()) / (members + 1)).log()  # less than a vote more
-    raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
+    votes = F.one_hot(log_probabilities.argmax(2), log_probabilities.shape[2]).sum(0)
+    return ((votes + mean.exp()) / (members + 1)).log()  # less than a vote more
 
 
 def scale(log_probabilities: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ state = load_checkpoint(files, log)       # a damaged one gives way to the one b
 config = resumed_config(state, files, {"epochs": 20})
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -35,20 +36,16 @@ def save_checkpoint(files: RunFiles, state: Checkpoint, known: bool = False) -> 
         known: the one before it was written by this process, so it is whole.
     """
     first = state["epochs_done"] == 1  # what is there is of an earlier run of this name
-    keep = None if first or not (known or _is_whole(files.checkpoint)) else files.previous_checkpoint
+    keep = None
+    if not first:
+        with contextlib.suppress(OSError, DamagedFileError):  # one that cannot be read must not take that place
+            if not known:
+                _read(files.checkpoint)
+            keep = files.previous_checkpoint
     with atomic_write(files.checkpoint, keep=keep) as file:
         torch.save({"schema": CHECKPOINT_SCHEMA, **state}, file)
     if first:
         files.previous_checkpoint.unlink(missing_ok=True)
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a checkpoint can be read; one that cannot must not take the place of the one before it."""
-    try:
-        _read(path)
-    except (OSError, DamagedFileError):
-        return False
-    return True
 
 
 def load_checkpoint(files: RunFiles, log: Callable[[str], None] = print) -> Checkpoint:

@@ -12,21 +12,16 @@ STATIC = PROJECT_DIR / "tools" / "web" / "static"
 
 
 def print_table(rows: Sequence[RunRow]) -> None:
-
     def shown(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
+    line = "{:<{width}} {:>9} {:>10} {:>8} {:>6} {:>8} {:>8}  {}".format
     width = max(len(row.name) for row in rows)
-    print(
-        f"{'run':<{width}} {'accuracy':>9} {'parameters':>10} {'bytes':>8} {'epochs':>6} {'seconds':>8} {'ms/image':>8}"
-        "  status"
-    )
+    print(line("run", "accuracy", "parameters", "bytes", "epochs", "seconds", "ms/image", "status", width=width))
     for row in rows:
-        print(
-            f"{row.name:<{width}} {shown(row.accuracy, '.2f'):>8}% {row.parameters:>10,} {shown(row.bytes, ','):>8}"
-            f" {shown(row.epochs, 'd'):>6} {shown(row.seconds, '.1f'):>8} {shown(row.latency_ms, '.2f'):>8}"
-            f"  {row.status}"
-        )
+        known = f"{shown(row.accuracy, '.2f')}%", f"{row.parameters:,}", shown(row.bytes, ","), shown(row.epochs, "d")
+        took = shown(row.seconds, ".1f"), shown(row.latency_ms, ".2f")
+        print(line(row.name, *known, *took, row.status, width=width))
 
 
 def comparison_html(comparison: Comparison) -> str:

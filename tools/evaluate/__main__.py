@@ -54,31 +54,28 @@ def run(args: argparse.Namespace) -> int:
         settings["name"] = settings.pop("ensemble")
     config = TrainConfig(**settings)
     from data_utils import split_indices
-    from imports import nn, torch
+    from imports import nn
     from tools.networks import OnOwnData, images_of
     from tools.voting import Ensemble
-    from training.machine import keep_freed_memory, resolve_device
+    from training.machine import resolve_device
     from training.native import with_kernels
+    from training.setup import prepare_machine
 
     device = resolve_device(config.device)
     network = load(config, ensemble)
     model, of_run = network.model.to(device), {} if ensemble else network.facts["config"]
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    prepare_machine(config, device, print)
     if device.type == "cpu":
-        keep_freed_memory()
         log = functools.cache(print)  # what is said of one member is not said of the next
 
         def fast(part: nn.Module) -> nn.Module:
-            if not isinstance(part, OnOwnData):
+            if not isinstance(part, OnOwnData | Ensemble | nn.ModuleList):
                 return with_kernels(part, log)
-            part.network = with_kernels(part.network, log)
+            for name, inner in part.named_children():
+                setattr(part, name, fast(inner))
             return part
 
-        if isinstance(model, Ensemble):
-            model.members = nn.ModuleList(fast(member) for member in model.members)
-        else:
-            model = fast(model)
+        model = fast(model)
 
     from common.results import save_json
     from tools.evaluate.figures import all_figures

@@ -9,6 +9,7 @@ from tools.intervals import wilson_interval
 
 GALLERY = 60  # mistakes that the gallery shows at most
 COLUMNS = 10
+BARE = {"frame_on": False, "xticks": (), "yticks": ()}  # a panel with an image alone
 DARK, LIGHT, ORANGE = "#08519c", "#9ecae1", "#d95f0e"
 
 
@@ -52,9 +53,7 @@ def mistakes_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figure:
     shown = mistakes[:GALLERY]
     rows = max(-(-len(shown) // COLUMNS), 1)
     figure = Figure(figsize=(COLUMNS, 1.14 * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
-    for panel in panels:
-        panel.axis("off")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False, subplot_kw=BARE).flatten()
     for panel, mistake in zip(panels, shown, strict=False):
         panel.imshow(images[mistake["index"]], cmap="gray_r", interpolation="nearest")
         panel.set_title(_verdict(mistake), fontsize=8)
@@ -134,9 +133,7 @@ def saliency_figure(
     firsts = [int(index) for digit in range(CLASSES) for index in (right & (labels == digit)).nonzero()[:1, 0]]
     groups = [group for group in (firsts, list(verdict)[:COLUMNS]) if group]
     figure = Figure(figsize=(COLUMNS, 2.24 * len(groups) + 0.5), layout="constrained")
-    panels = figure.subplots(2 * len(groups), COLUMNS, squeeze=False)
-    for panel in panels.flatten():
-        panel.axis("off")
+    panels = figure.subplots(2 * len(groups), COLUMNS, squeeze=False, subplot_kw=BARE)
     for number, group in enumerate(groups):
         inputs = as_input(images[group], device)
         with torch.inference_mode():

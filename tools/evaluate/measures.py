@@ -23,8 +23,7 @@ EVALUATION_SCHEMA = 1
 STRENGTHS = range(1, 6)
 CLASSES = 10
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
-BLACK = 0  # grey level of the image that integrated gradients start from
-PATH_STEPS = 1024  # of the path from there to the image
+PATH_STEPS = 1024  # of integrated gradients, from a black image to the one that is explained
 MISTAKE = ("index", "true", "predicted", "confidence")
 PER_CLASS = ("digit", "precision", "recall", "f1", "support")
 TEMPERATURES = (0.01, 100.0)  # between which the best one is searched
@@ -78,7 +77,8 @@ def expected_calibration_error(log_probabilities: torch.Tensor, labels: torch.Te
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    probabilities = _below_one(log_probabilities.exp())
+    # torchmetrics opens a bin of its own for what rounds to exactly 1
+    probabilities = log_probabilities.exp().clamp(max=1 - 2**-24)
     error = multiclass_calibration_error(probabilities, labels, CLASSES, n_bins=CALIBRATION_BINS, norm="l1")
     return 100.0 * float(error)
 
@@ -86,7 +86,8 @@ def expected_calibration_error(log_probabilities: torch.Tensor, labels: torch.Te
 def reliability_bins(log_probabilities: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
     """The bins of ``expected_calibration_error`` that have images: range of the confidence, images, both means in %."""
     confidences, predicted = log_probabilities.exp().max(1)
-    bins = torch.bucketize(_below_one(confidences), torch.linspace(0, 1, CALIBRATION_BINS + 1), right=True) - 1
+    ends = torch.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+    bins = torch.bucketize(confidences, ends, right=True)
     rows = []
     for number in bins.unique().tolist():
         inside = bins == number
@@ -102,11 +103,6 @@ def reliability_bins(log_probabilities: torch.Tensor, labels: torch.Tensor) -> l
             }
         )
     return rows
-
-
-def _below_one(probabilities: torch.Tensor) -> torch.Tensor:
-    # torchmetrics opens a bin of its own for what rounds to exactly 1
-    return probabilities.clamp(max=1 - 2**-24)
 
 
 def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
@@ -151,7 +147,7 @@ def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.T
     from captum.attr import IntegratedGradients
 
     model.eval()
-    black = normalize(torch.full_like(images[:1], BLACK))
+    black = normalize(torch.zeros_like(images[:1]))
     attributions: torch.Tensor = IntegratedGradients(model).attribute(
         images, black, target=digits, n_steps=PATH_STEPS, internal_batch_size=EVAL_BATCH_SIZE
     )
@@ -175,9 +171,7 @@ def evaluate_network(
     log_probabilities = predict(model, as_input(images, device)).cpu()
     predicted = log_probabilities.argmax(1)
     correct = int((predicted == labels).sum())
-    said_of_held_out = None
-    if held_out is not None:
-        said_of_held_out = predict(model, as_input(held_out[0], device)).cpu(), held_out[1]
+    said_of_held_out = held_out and (predict(model, as_input(held_out[0], device)).cpu(), held_out[1])
     return {
         "schema": EVALUATION_SCHEMA,
         "name": name,

@@ -1,8 +1,8 @@
 """The files of a network: made, held against it, measured in turns, written; their table and their picture."""
 
 import argparse
+import contextlib
 import functools
-import hashlib
 import itertools
 import json
 import statistics
@@ -10,14 +10,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from common.files import RunFiles, atomic_write
 from data_utils import split_indices
+from image_data.fetch import sha256_of
 from imports import Figure, MaxNLocator, torch
 from tools.export.formats import FORMATS, Deployed, Format, Runner
-from tools.networks import Network, images_of, load_network
+from tools.networks import images_of, load_network
 from tools.output import write_figure, write_json
 from tools.timing import seconds_of
 from training.machine import environment
@@ -42,40 +42,23 @@ class Images:
     expected: torch.Tensor  # probabilities [N, 10]
 
 
-@dataclass(frozen=True)
 class Subject:
-    """The network that is exported, and the images that its files are made and measured with."""
+    """The network that is exported, and the images uint8 [N, 1, 28, 28] that its files are made and measured with."""
 
-    network: Network
-    files: RunFiles
-    deployed: Deployed
-    weights_sha256: str
-    calibration: torch.Tensor
-    held_out: Images
-    test: Images
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.network = load_network(args.name, args.output_dir, "network", args.model)
+        self.deployed = Deployed(self.network.model).eval()
+        self.files = RunFiles(args.name, args.output_dir)
+        self.weights_sha256 = sha256_of(self.files.params)
+        images, labels = images_of(self.network, True, args.output_dir, args.data_dir)
+        rest, held_out = split_indices(labels, len(labels) // HELD_OUT)
+        order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(CALIBRATION_SEED))
+        self.calibration = images[rest[order[:CALIBRATION_IMAGES]]].unsqueeze(1)
+        self.held_out = self.with_expected(images[held_out], labels[held_out])
+        self.test = self.with_expected(*images_of(self.network, False, args.output_dir, args.data_dir))
 
-
-def read_subject(args: argparse.Namespace) -> Subject:
-    network = load_network(args.name, args.output_dir, "network", args.model)
-    deployed = Deployed(network.model).eval()
-    files = RunFiles(args.name, args.output_dir)
-    train_images, train_labels = images_of(network, True, args.output_dir, args.data_dir)
-    rest, held_out = split_indices(train_labels, len(train_labels) // HELD_OUT)
-    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(CALIBRATION_SEED))
-
-    def with_expected(images: torch.Tensor, labels: torch.Tensor) -> Images:
-        images = images.unsqueeze(1)
-        return Images(images, labels, probabilities(deployed.run, images))
-
-    return Subject(
-        network=network,
-        files=files,
-        deployed=deployed,
-        weights_sha256=hashlib.sha256(files.params.read_bytes()).hexdigest(),
-        calibration=train_images[rest[order[:CALIBRATION_IMAGES]]].unsqueeze(1),
-        held_out=with_expected(train_images[held_out], train_labels[held_out]),
-        test=with_expected(*images_of(network, False, args.output_dir, args.data_dir)),
-    )
+    def with_expected(self, images: torch.Tensor, labels: torch.Tensor) -> Images:
+        return Images(images.unsqueeze(1), labels, probabilities(self.deployed, images.unsqueeze(1)))
 
 
 def make_file(subject: Subject, form: Format, precision: str) -> tuple[bytes, Runner]:
@@ -101,11 +84,11 @@ def make_file(subject: Subject, form: Format, precision: str) -> tuple[bytes, Ru
 
 def export(args: argparse.Namespace) -> int:
     """Make, measure and write the files. Returns the exit status: 1 if a file was refused."""
-    subject = read_subject(args)
+    subject = Subject(args)
     files = subject.files
     kinds = list(itertools.product(args.formats, args.precisions))
     rows: list[dict[str, Any]] = []
-    runners: dict[str, Runner] = {"pytorch": subject.deployed.run}
+    runners: dict[str, Runner] = {"pytorch": subject.deployed}
     for name, precision in kinds:
         path = files.params.with_name(f"{args.name}_{precision}.{FORMATS[name].suffix}")
         contents, run = make_file(subject, FORMATS[name], precision)
@@ -126,7 +109,11 @@ def export(args: argparse.Namespace) -> int:
         results = results_of(subject, rows, runners, args.max_drop)
         print_results(results)
         path = files.metrics.with_name(f"{args.name}_export.json")
-        if len(rows) < len(measured_before(path, subject.weights_sha256)):
+        before: list[Any] = []
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none, or none that can be read
+            found = json.loads(path.read_text(encoding="utf-8"))
+            before = found["files"] if found["weights_sha256"] == subject.weights_sha256 else []
+        if len(rows) < len(before):
             print(f"{path.name} stays: it has more files of these weights, measured in one run")
         else:
             write_json(path, results)
@@ -160,16 +147,7 @@ def results_of(
     }
 
 
-def measured_before(path: Path, weights_sha256: str) -> list[dict[str, Any]]:
-    """The files in the results ``path``, if those are there, readable and of the same weights."""
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        files: list[dict[str, Any]] = before["files"] if before["weights_sha256"] == weights_sha256 else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return files
-
-
+@torch.inference_mode()
 def probabilities(run: Runner, images: torch.Tensor) -> torch.Tensor:
     """[N, 10] of uint8 [N, 1, 28, 28]."""
     return torch.cat([run(batch) for batch in images.split(EVAL_BATCH)])
@@ -192,6 +170,7 @@ def compare(run: Runner, images: Images) -> dict[str, float]:
     }
 
 
+@torch.inference_mode()
 def measure_latency(runners: Mapping[str, Runner], images: torch.Tensor) -> dict[str, dict[str, float]]:
     """Median milliseconds of a call on one thread, for 1 and for 100 images at once.
 
@@ -217,17 +196,13 @@ def measure_latency(runners: Mapping[str, Runner], images: torch.Tensor) -> dict
 
 def print_results(results: Mapping[str, Any]) -> None:
     print(f"{results['name']}: {results['images']:,} test images, one thread, medians in turns")
-    print(
-        f"{'':<30} {'kB':>5} {'accuracy':>9} {'points lost':>11} {'equal':>8} {'largest diff.':>13}"
-        f" {'1 image':>9} {'100 images':>10}"
-    )
+    line = "{:<30} {:>5} {:>9} {:>11} {:>8} {:>13} {:>9} {:>10}".format
+    print(line("", "kB", "accuracy", "points lost", "equal", "largest diff.", "1 image", "100 images"))
     pytorch = results["pytorch"] | {"file": "PyTorch", "drop": 0.0, "equal_decisions": 1.0, "largest_difference": 0.0}
     for row in (pytorch, *results["files"]):
-        print(
-            f"{row['file']:<30} {row['bytes'] / 1000:>5.1f} {row['accuracy']:>7.2f} % {row['drop']:>11.2f}"
-            f" {row['equal_decisions']:>8.2%} {row['largest_difference']:>13.1e}"
-            f" {row['latency_ms']['1']:>6.3f} ms {row['latency_ms']['100']:>7.2f} ms"
-        )
+        one, hundred = f"{row['latency_ms']['1']:.3f} ms", f"{row['latency_ms']['100']:.2f} ms"
+        measured = f"{row['drop']:.2f}", f"{row['equal_decisions']:.2%}", f"{row['largest_difference']:.1e}"
+        print(line(row["file"], f"{row['bytes'] / 1000:.1f}", f"{row['accuracy']:.2f} %", *measured, one, hundred))
 
 
 def export_figure(results: Mapping[str, Any]) -> Figure:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -18,7 +19,7 @@ from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuant
 from executorch.exir import to_edge_transform_and_lower
 from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 from executorch.runtime import Runtime
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_static
+from onnxruntime.quantization import QuantType, quant_pre_process, quantize_static
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from data_utils import MEAN, STD
@@ -54,12 +55,6 @@ class Deployed(nn.Module):
         log_probabilities: torch.Tensor = self.network((image.float() - self.mean) / self.std)
         return log_probabilities.exp()
 
-    @torch.inference_mode()
-    def run(self, images: torch.Tensor) -> torch.Tensor:
-        """The network as the runner that a file's is held against."""
-        output: torch.Tensor = self(images)
-        return output
-
 
 @dataclass(frozen=True)
 class Format:
@@ -85,7 +80,22 @@ def build_onnx(module: Deployed, calibration: torch.Tensor | None) -> Maker:
     assert exported is not None
     proto = exported.model_proto
     if calibration is not None:
-        proto = _quantized_onnx(proto, calibration)
+        batches = iter([{"image": part.numpy()} for part in calibration.split(MAX_BATCH)])
+        with tempfile.TemporaryDirectory() as folder:
+            prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
+            quant_pre_process(proto, prepared)
+            quantize_static(
+                prepared,
+                quantized,
+                SimpleNamespace(get_next=lambda: next(batches, None)),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                # Weights in 7 of the 8 bits. Processors with AVX2 or AVX-512 but without VNNI add two products in 16
+                # bits, which two of 8 bits overflow: a file then gives other probabilities there, and wrong ones.
+                reduce_range=True,
+            )
+            proto = onnx.load(quantized)
     # The exporter notes beside every node from which line of which file it came: more bytes than the network has,
     # and the folders of whoever exported it.
     graph = proto.graph
@@ -101,33 +111,6 @@ def build_onnx(module: Deployed, calibration: torch.Tensor | None) -> Maker:
         return contents
 
     return with_metadata
-
-
-class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
-    def __init__(self, images: torch.Tensor) -> None:
-        self.batches = iter(images.split(MAX_BATCH))
-
-    def get_next(self) -> dict[str, Any] | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {"image": batch.numpy()}
-
-
-def _quantized_onnx(proto: onnx.ModelProto, calibration: torch.Tensor) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory() as folder:
-        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
-        quant_pre_process(proto, prepared)
-        quantize_static(
-            prepared,
-            quantized,
-            _Calibration(calibration),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            # Weights in 7 of the 8 bits. Processors with AVX2 or AVX-512 but without VNNI add two products in 16 bits,
-            # which two of 8 bits overflow: a file then gives other probabilities there, and wrong ones.
-            reduce_range=True,
-        )
-        return onnx.load(quantized)
 
 
 def load_onnx(contents: bytes) -> Runner:

@@ -30,6 +30,7 @@ ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 # What makes a run the run that it is, or a study comparable with itself; it is given by flags and not searched.
 GIVEN = ("model", "epochs", "val_split", "seed", "pipeline", "image_form", "init")
+TYPES = {spec.name: field_type(spec) for spec in fields(TrainConfig)}
 NOT_SEARCHED = (*GIVEN, *fields_in("machine", "place"))
 
 
@@ -40,12 +41,10 @@ def read_space(path: Path | None, given: Mapping[str, Any]) -> tuple[dict[str, A
         UsageError: the file cannot be read, has an unknown key, a value that is not allowed, or one that a flag sets.
     """
     wanted = {} if path is None else read_toml("space", path, "the path of a TOML file")
-    known = [spec.name for spec in fields(TrainConfig) if spec.name not in NOT_SEARCHED]
-    unknown = [key for key in wanted if key not in known]
-    if unknown:
+    known = [key for key in TYPES if key not in NOT_SEARCHED]
+    if unknown := [key for key in wanted if key not in known]:
         raise UsageError(f"space: {path}: unknown key {', '.join(unknown)}; known: {', '.join(known)}")
-    twice = [key for key in wanted if key in given]
-    if twice:
+    if twice := [key for key in wanted if key in given]:
         raise UsageError(
             f"space: {path} has {', '.join(twice)}, which a flag or --config sets; leave out one of the two"
         )
@@ -64,7 +63,7 @@ def _check_values(key: str, values: Any) -> None:
     if isinstance(values, dict):
         if not {"low", "high"} <= values.keys() <= {"low", "high", "log"}:
             raise UsageError(f"space: {key}: {values} is not allowed; a range has low, high and, if you like, log")
-        if _type_of(key) not in (int, float):
+        if TYPES[key] not in (int, float):
             raise UsageError(f"space: {key}: a range is not allowed; give a list of choices")
         if not isinstance(values.get("log", False), bool):
             raise UsageError(f"space: {key}: log = {values['log']!r} is not allowed; it must be true or false")
@@ -89,21 +88,13 @@ def _extremes(values: Any) -> list[Any]:
     return values if isinstance(values, list) else [values]
 
 
-def _type_of(key: str) -> type:
-    (spec,) = (spec for spec in fields(TrainConfig) if spec.name == key)
-    return field_type(spec)
-
-
 def starting_point(space: Mapping[str, Any]) -> dict[str, Any]:
     """The specification's onecycle, as far as ``space`` has it: the first trial, so that the search begins there."""
     start = asdict(TrainConfig(**read_config_file("reference")))
-    return {key: start[key] for key, values in space.items() if _has(values, start[key])}
-
-
-def _has(values: Any, value: Any) -> bool:
-    if isinstance(values, list):
-        return value in values
-    return value is not None and bool(values["low"] <= value <= values["high"])
+    in_lists = {key for key, values in space.items() if isinstance(values, list) and start[key] in values}
+    ranges = {key: values for key, values in space.items() if isinstance(values, dict) and start[key] is not None}
+    in_ranges = {key for key, values in ranges.items() if values["low"] <= start[key] <= values["high"]}
+    return {key: start[key] for key in space if key in in_lists | in_ranges}
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,8 +107,6 @@ def suggest(trial: optuna.Trial, space: Mapping[str, Any], fixed: Mapping[str, A
                 continue
         if isinstance(values, list):
             chosen[key] = trial.suggest_categorical(key, values)
-        elif _type_of(key) is int:
-            chosen[key] = trial.suggest_int(key, values["low"], values["high"], log=values.get("log", False))
         else:
-            chosen[key] = trial.suggest_float(key, values["low"], values["high"], log=values.get("log", False))
+            chosen[key] = (trial.suggest_int if TYPES[key] is int else trial.suggest_float)(key, **values)
     return chosen

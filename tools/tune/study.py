@@ -2,9 +2,7 @@
 --config``, tables, plots, a confirmation."""
 
 import argparse
-import html
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,24 +10,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jinja2
 import optuna
 import plotly.io
 from optuna import visualization
 from optuna.trial import FrozenTrial
 
-from common.files import RunFiles, atomic_write
+from common.files import CommandError, RunFiles, atomic_write
 from image_data.facts import MNIST
 from image_data.fetch import sha256_of
 from tools.intervals import mean_and_interval
+from tools.trainings import threads_each
 from tools.tune.space import starting_point
-from tools.tune.storage import ELSEWHERE, TuneError, open_storage, open_study, quiet, storage_errors
+from tools.tune.storage import ELSEWHERE, open_storage, open_study, using_storage
 from tools.tune.workers import CONFIRM_SEED, Job, Progress, best_trials, finished, run_workers
 from training.config import TrainConfig, read_config_file
 
 SHOWN = 8  # trials in the table
-# Of the report: the slices are wider than a window, and scroll.
-STYLE = """body { font-family: sans-serif; margin: 2em } div { overflow-x: auto }
-td { padding: .15em .8em; text-align: right } td:first-child { text-align: left }"""
 
 
 def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -> int:
@@ -43,7 +40,7 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
     data_dir = str(config.data_folder.resolve())
     toml, page = (files.metrics.with_name(f"{files.name}.{ending}") for ending in ("toml", "html"))
     url = args.storage or f"sqlite:///{quote(str(toml.with_suffix('.db').resolve()))}"
-    with quiet(), storage_errors(url):
+    with using_storage(url):
         storage = open_storage(url)
         recipe = {"fixed": fixed, "space": space, "data": data}
         study = open_study(storage, config.run_name, recipe)
@@ -54,9 +51,7 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
             storage=url,
             study=study.study_name,
             trials=args.trials,
-            epochs=config.epochs,
-            threads=config.threads or max(1, (os.cpu_count() or 1) // args.workers),
-            device=config.device,
+            config=replace(config, threads=config.threads or threads_each(args.workers)),
             data_dir=data_dir,
             # one worker draws the same again from the same seed; of several, here or on other machines, each must
             # draw something else
@@ -65,7 +60,7 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
         run_workers(study, job, args.workers, Progress(study, args.trials))
         best = best_trials(study)
         if not best:
-            raise TuneError("no trial was trained to its end; narrow the --space to lower rates")
+            raise CommandError("no trial was trained to its end; narrow the --space to lower rates")
         tables = {"Best trials": trial_table(best[:SHOWN], space)}
         own_place = config.data_dir is not None or config.dataset != MNIST.name
         write_settings(toml, study, best[0], data_dir if own_place else None)
@@ -152,18 +147,13 @@ def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[
         plots[heading].update_yaxes(range=[min(values) - margin, max(values) + margin])
     plots["Accuracy after every epoch"].update_layout(xaxis={"title": "epochs", "dtick": 1}, yaxis_title=name)
 
-    title = html.escape(f"Tuning of {study.study_name}")
-    parts = [f'<!DOCTYPE html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>']
-    for heading, rows in tables.items():
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
-        parts.append(f"<h2>{html.escape(heading)}</h2><table>{body}</table>")
-    for number, (heading, plot) in enumerate(plots.items()):
+    parts: dict[str, str] = {}
+    for heading, plot in plots.items():
         plot.update_layout(title=None, margin={"t": 30})
-        parts.append(
-            f"<h2>{heading}</h2><div>{plotly.io.to_html(plot, full_html=False, include_plotlyjs=not number)}</div>"
-        )
+        parts[heading] = plotly.io.to_html(plot, full_html=False, include_plotlyjs=not parts)
+    template = jinja2.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"), autoescape=True)
     with atomic_write(path) as file:
-        file.write("\n".join(parts).encode())
+        file.write(template.render(title=f"Tuning of {study.study_name}", tables=tables, plots=parts).encode())
 
 
 def recipes_to_compare(best: FrozenTrial) -> dict[str, dict[str, Any]]:

@@ -3,8 +3,6 @@
 ``run_workers`` starts those of this machine, waits for them, stops them; ``Progress`` tells what they have come to.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import multiprocessing
@@ -21,14 +19,20 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-import imports
 from common.cli import silent
 from common.files import CommandError, UsageError
+from data_utils import load_data
+from imports import nn
 from tools.tune.space import suggest
-from tools.tune.storage import GRACE, TuneError, open_storage, quiet, storage_errors
+from tools.tune.storage import open_storage, try_again, using_storage
 from training.config import TrainConfig
+from training.machine import resolve_device
+from training.report import TrainingError
+from training.run import StoppedError, nobody_listens
+from training.setup import prepare_run
+from training.step import evaluate
 
 # A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on. Not the worst
 # half, and not sooner: while the rate is high the accuracy says little of what annealing will make of it
@@ -43,32 +47,27 @@ class Job:
     storage: str
     study: str
     trials: int  # to be finished; 0: those that wait
-    epochs: int
-    threads: int
-    device: str
+    config: TrainConfig  # of which epochs, threads and device count
     data_dir: str
     sampler_seed: int | None = None
 
-    def to_come(self, trials: Sequence[FrozenTrial]) -> int:
-        """How many trials are neither done nor under way; below 0 if there are more than were asked for."""
+    def left(self, study: optuna.Study) -> tuple[int, int]:
+        """How many trials of the study are neither done nor under way, and how many are under way anywhere."""
+        trials = study.get_trials(deepcopy=False)
         states = Counter(trial.state.name for trial in trials)
-        return self.trials - finished(trials) - states["RUNNING"] if self.trials else states["WAITING"]
+        to_come = self.trials - finished(trials) - states["RUNNING"] if self.trials else states["WAITING"]
+        return max(to_come, 0), states["RUNNING"]
 
 
 def finished(trials: Sequence[FrozenTrial]) -> int:
     """How many of ``trials`` are done: those that were pruned count, those that were lost do not."""
-    states = Counter(trial.state.name for trial in trials)
-    return states["COMPLETE"] + states["PRUNED"]
+    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that were trained to the end, best first; of equal ones the first."""
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return sorted(complete, key=lambda trial: trial.value or 0.0, reverse=True)
-
-
-def is_under_way(trials: Sequence[FrozenTrial]) -> bool:
-    return any(trial.state.name == "RUNNING" for trial in trials)
 
 
 def work(job: Job, troubles: Connection) -> None:
@@ -82,7 +81,7 @@ def work(job: Job, troubles: Connection) -> None:
         return bool(stop) or (parent is not None and not parent.is_alive())
 
     try:
-        with quiet(), storage_errors(job.storage):
+        with using_storage(job.storage):
             Worker(job, stop_requested).run()
     except UsageError as error:
         troubles.send((2, str(error)))
@@ -101,59 +100,38 @@ class Worker:
             seed=job.sampler_seed, n_startup_trials=RANDOM_TRIALS, multivariate=True, group=True, constant_liar=True
         )
         pruner = optuna.pruners.PercentilePruner(
-            KEPT_PERCENT, n_startup_trials=RANDOM_TRIALS, n_warmup_steps=(job.epochs + 1) // 2
+            KEPT_PERCENT, n_startup_trials=RANDOM_TRIALS, n_warmup_steps=(job.config.epochs + 1) // 2
         )
         self.study = optuna.load_study(study_name=job.study, storage=self.storage, sampler=sampler, pruner=pruner)
         self.recipe = self.study.user_attrs["recipe"]
-        self.seen: dict[int, float] = {}
-        self.current: optuna.Trial | None = None
+        self.seen: set[int] = set()
 
     def run(self) -> None:
         """Work until the study is done, and no trial of it is under way anywhere."""
-        from training.run import StoppedError
-
         objective = self.search if self.job.trials else self.confirm
         while not self.stop_requested():
             optuna.storages.fail_stale_trials(self.study)
-            self.fail_never_begun()
-            trials = self.study.get_trials(deepcopy=False)
-            if self.job.to_come(trials) <= 0:
-                if not is_under_way(trials):
+            self.give_first_heartbeats()
+            to_come, running = self.job.left(self.study)
+            if not to_come:
+                if not running:
                     return
                 time.sleep(0.5)  # the worker of one may die, and its trial come back
                 continue
             try:
-                self.study.optimize(objective, n_trials=1)
-            except StoppedError:
-                assert self.current is not None
-                self.try_again(self.current.number)
+                self.study.optimize(objective, n_trials=1, catch=StoppedError)
             except (ValueError, optuna.exceptions.UpdateFinishedTrialError) as error:
                 # This process stood still for so long that it was taken for dead, and its trial given to another.
                 if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
                     raise
 
-    def fail_never_begun(self) -> None:
-        """Give up trials whose worker died between taking them and its first heartbeat, which Optuna does not see."""
-        running = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-        unsigned = [
-            trial.number for trial in running if trial.user_attrs.get("worker", {}).get("trial") != trial.number
-        ]
-        self.seen = {number: self.seen.get(number, time.monotonic()) for number in unsigned}
-        for number, since in self.seen.items():
-            if time.monotonic() - since > GRACE:
-                # another worker did
-                with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
-                    self.study.tell(number, state=optuna.trial.TrialState.FAIL)
-                    self.try_again(number)
-
-    def try_again(self, number: int) -> None:
-        callback = self.storage.get_heartbeat_stale_trial_callback()
-        assert callback is not None
-        callback(self.study, self.study.get_trials()[number])
-
-    def sign(self, trial: optuna.Trial) -> None:
-        self.current = trial
-        trial.set_user_attr("worker", {"trial": trial.number, "host": platform.node(), "pid": os.getpid()})
+    def give_first_heartbeats(self) -> None:
+        """Let Optuna see trials whose worker died between taking them and its first heartbeat."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            signed = trial.user_attrs.get("worker", {}).get("trial") == trial.number
+            if not signed and trial.number not in self.seen:
+                self.seen.add(trial.number)
+                self.storage.record_heartbeat(trial._trial_id)
 
     def search(self, trial: optuna.Trial) -> float:
         """Train with settings that the sampler chooses. Returns the validation accuracy in percent."""
@@ -164,7 +142,6 @@ class Worker:
             if len(accuracies) < settings["epochs"] and trial.should_prune():
                 raise optuna.TrialPruned
 
-        self.sign(trial)
         settings = self.recipe["fixed"] | suggest(trial, self.recipe["space"], self.recipe["fixed"])
         # the same trial again has the seed that it had
         seed = self.recipe["fixed"]["seed"] + trial.number
@@ -173,11 +150,6 @@ class Worker:
 
     def confirm(self, trial: optuna.Trial) -> float:
         """Train with one of the recipes that are compared, and evaluate on the test images at the end."""
-        from data_utils import load_data
-        from training.run import nobody_listens
-        from training.step import evaluate
-
-        self.sign(trial)
         settings = dict(self.recipe[trial.suggest_categorical("recipe", list(self.recipe))])
         settings["seed"] = trial.suggest_int("seed", CONFIRM_SEED, 2 * CONFIRM_SEED)
         accuracy, model = self.train(trial, settings, nobody_listens)
@@ -189,14 +161,11 @@ class Worker:
 
     def train(
         self, trial: optuna.Trial, settings: dict[str, Any], after_epoch: Callable[[dict[str, Any]], None]
-    ) -> tuple[float, imports.nn.Module]:
+    ) -> tuple[float, nn.Module]:
         """Train once without the test set. Returns the last epoch's validation accuracy in percent and the network."""
-        from training.machine import resolve_device
-        from training.report import TrainingError
-        from training.setup import prepare_run
-
-        device = resolve_device(self.job.device)
-        settings["threads"], settings["device"] = self.job.threads, str(device)
+        trial.set_user_attr("worker", {"trial": trial.number, "host": platform.node(), "pid": os.getpid()})
+        device = resolve_device(self.job.config.device)
+        settings["threads"], settings["device"] = self.job.config.threads, str(device)
         trial.set_user_attr("settings", settings)
         with tempfile.TemporaryDirectory() as output_dir, contextlib.redirect_stderr(io.StringIO()):  # no progress bar
             config = TrainConfig(**settings, name="trial", data_dir=self.job.data_dir, output_dir=output_dir)
@@ -210,77 +179,58 @@ class Worker:
             except TrainingError as error:
                 trial.set_user_attr("diverged", str(error))
                 raise optuna.TrialPruned from None  # the sampler learns from it, as it does not from a failed trial
+            except StoppedError:
+                try_again(self.study, self.study.get_trials()[trial.number])
+                raise
         return run.metrics["val_acc"][-1], run.result
 
 
-class Workers:
-    """The workers of this machine, and what the study that they work on has come to."""
-
-    def __init__(self, job: Job, count: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.processes: list[tuple[BaseProcess, Connection]] = []
-        # A child that Ctrl-C reaches before it has its own handlers would say so in ten lines.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            for _ in range(count):
-                here, there = context.Pipe(duplex=False)
-                process = context.Process(target=work, args=(job, there))
-                process.start()
-                there.close()
-                self.processes.append((process, here))
-        finally:
-            signal.signal(signal.SIGINT, handler)
-
-    def alive(self) -> bool:
-        return any(process.is_alive() for process, _ in self.processes)
-
-    def stop(self) -> None:
-        """Have them give back the trials under way, and wait for them; a second interrupt ends them at once."""
-        try:
-            for process, _ in self.processes:
-                process.terminate()
-            for process, _ in self.processes:
-                process.join()
-        except KeyboardInterrupt:
-            for process, _ in self.processes:
-                process.kill()
-            raise
-
-    def troubles(self) -> list[tuple[int, str]]:
-        """The exit status and the line of every worker that did not end well."""
-        found = []
-        for process, connection in self.processes:
-            with contextlib.suppress(EOFError):
-                if connection.poll():
-                    found.append(connection.recv())
-                    continue
-            if process.exitcode:
-                reason = signal.Signals(-process.exitcode).name if process.exitcode < 0 else process.exitcode
-                found.append((1, f"worker {process.pid} ended early ({reason})"))
-        return sorted(set(found), reverse=True)
-
-
 def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[], None]) -> None:
-    """Start ``count`` workers and wait until the study is done; a TuneError or UsageError if they end before."""
-    trials = study.get_trials(deepcopy=False)
-    if job.to_come(trials) <= 0 and not is_under_way(trials):
+    """Start ``count`` workers and wait until the study is done; a CommandError or UsageError if they end before."""
+    if not any(job.left(study)):
         return
-    workers = Workers(job, count)
+    context = multiprocessing.get_context("spawn")
+    told, troubles = context.Pipe(duplex=False)  # a line is written at once, so that all may have the one pipe
+    workers = [context.Process(target=work, args=(job, troubles)) for _ in range(count)]
+    # A child that Ctrl-C reaches before it has its own handlers would say so in ten lines.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        while workers.alive():
+        for worker in workers:
+            worker.start()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    try:
+        while any(worker.is_alive() for worker in workers):
             progress()
             time.sleep(0.5)
     finally:
-        workers.stop()
+        stop(workers)
     progress()
-    trials = study.get_trials(deepcopy=False)
-    troubles = workers.troubles()
-    if job.to_come(trials) <= 0 and not is_under_way(trials):
-        for _, line in troubles:
-            print(f"Note: {line}; {'its trial was tried again' if 'ended early' in line else 'the others went on'}.")
-        return
-    status, line = troubles[0] if troubles else (1, "the workers ended early")
-    raise UsageError(line) if status == 2 else TuneError(f"{line}; the same command goes on")
+    found = set()  # exit status and line of those that did not end well
+    while told.poll():
+        found.add(told.recv())
+    for worker in workers:
+        if code := worker.exitcode:
+            reason = signal.Signals(-code).name if code < 0 else code
+            found.add((1, f"worker {worker.pid} ended early ({reason})"))
+    if any(job.left(study)):
+        status, line = max(found, default=(1, "the workers ended early"))
+        raise UsageError(line) if status == 2 else CommandError(f"{line}; the same command goes on")
+    for _, line in sorted(found, reverse=True):
+        print(f"Note: {line}; {'its trial was tried again' if 'ended early' in line else 'the others went on'}.")
+
+
+def stop(workers: Sequence[BaseProcess]) -> None:
+    """Have them give back the trials under way, and wait for them; a second interrupt ends them at once."""
+    try:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.kill()
+        raise
 
 
 class Progress:
@@ -302,15 +252,15 @@ class Progress:
                 print(f"{what_became_of(trial)} | {self._summary(trials)}", flush=True)
 
     def _summary(self, trials: Sequence[FrozenTrial]) -> str:
-        done, names = finished(trials), Counter(trial.state.name for trial in trials)
-        parts = [f"{done} of {self.wanted} done, {names['PRUNED']} pruned"]
+        done = finished(trials)
+        line = f"{done} of {self.wanted} done, {sum(trial.state.name == 'PRUNED' for trial in trials)} pruned"
         best = best_trials(self.study)
         if best and "recipe" not in best[0].params:
-            parts.append(f"best {best[0].value:.2f} % (trial {best[0].number})")
+            line += f" | best {best[0].value:.2f} % (trial {best[0].number})"
         if self.before < done < self.wanted:
             left = (time.monotonic() - self.began) / (done - self.before) * (self.wanted - done)
-            parts.append(f"about {left / 60:.0f} min left" if left >= 60 else f"about {left:.0f} s left")
-        return " | ".join(parts)
+            line += f" | about {left / 60:.0f} min left" if left >= 60 else f" | about {left:.0f} s left"
+        return line
 
 
 def what_became_of(trial: FrozenTrial) -> str:

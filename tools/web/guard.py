@@ -1,12 +1,12 @@
 """What stands before every request: only this page's own may ask, and answers may load nothing from elsewhere."""
 
 import ipaddress
-import json
 import socket
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The two <style> that Plotly 4.1.1 adds: an empty one, filled through the DOM, and that of the maps which it carries
@@ -62,39 +62,24 @@ class Guard:
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers[name] = value
+                headers.update(SECURITY_HEADERS)
                 headers.setdefault("cache-control", "no-cache")
             await send(message)
 
         reason = self._reason_to_refuse(scope, Headers(scope=scope))
-        if reason is None:
-            await self.app(scope, receive, send_guarded)
-            return
-        body = json.dumps({"detail": reason}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send_guarded({"type": "http.response.start", "status": 403, "headers": headers})
-        await send_guarded({"type": "http.response.body", "body": body})
+        refusal = JSONResponse({"detail": reason}, status_code=403)
+        await (self.app if reason is None else refusal)(scope, receive, send_guarded)
 
     def _reason_to_refuse(self, scope: Scope, headers: Headers) -> str | None:
         host = headers.get("host", "")
         if not self._is_own(host):
             return "the Host header names another machine; --allow_host lets a name in"
-        origin = headers.get("origin")
-        if origin is not None and not self._is_from(origin, host):
-            return "requests from other sites are refused"
+        own_page = headers.get("origin", f"http://{host}") in (f"http://{host}", f"https://{host}")
         site, mode, target = (headers.get(f"sec-fetch-{name}") for name in ("site", "mode", "dest"))
         followed_link = mode == "navigate" and target == "document" and scope["method"] == "GET"
-        if site in ("cross-site", "same-site") and not followed_link:
+        if not own_page or (site in ("cross-site", "same-site") and not followed_link):
             return "requests from other sites are refused"
         return None
-
-    @staticmethod
-    def _is_from(origin: str, host: str) -> bool:
-        try:
-            return urlsplit(origin).netloc == host
-        except ValueError:  # no address at all
-            return False
 
     def _is_own(self, host: str) -> bool:
         try:
