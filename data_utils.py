@@ -12,8 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from common.files import UsageError
 from image_data.augmentation import FILL, augment
@@ -196,26 +195,8 @@ def _read_images(data_dir: str | os.PathLike[str], train: bool) -> tuple[torch.T
     return images, labels.long()
 
 
-class DataSettings(Protocol):
-    """What ``load_data`` takes of a run's settings; a ``TrainConfig`` has it."""
-
-    def ensure_data(self, log: Callable[[str], None]) -> Path: ...  # a folder with the verified data in MNIST/raw
-    @property
-    def batch_size(self) -> int: ...  # of the training batches; the last one of an epoch may be smaller
-    @property
-    def seed(self) -> int: ...
-    @property
-    def pipeline(self) -> str: ...  # "tensor" or "torchvision"
-    @property
-    def augment(self) -> str: ...
-    @property
-    def augment_strength(self) -> float: ...
-    @property
-    def val_split(self) -> int: ...  # training images held out; 0: none, and ``Data.val`` is None
-
-
 def load_data(
-    settings: DataSettings,
+    settings: Any,
     device: torch.device,
     log: Callable[[str], None] = print,
     share: tuple[int, int] = (0, 1),
@@ -224,6 +205,7 @@ def load_data(
     """The training, validation and test batches of one run, or a process's part of each of them.
 
     Args:
+        settings: a ``TrainConfig``: its data, batch size, seed, pipeline, augmentation and ``val_split``.
         share: (rank, count) of the process, if there are several.
         with_test: False: the test images are not read, and ``Data.test`` is None.
 

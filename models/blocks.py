@@ -24,10 +24,7 @@ class Transition(nn.Sequential):
     """1x1 convolution without bias that mixes channels -> 2x2 max pooling that halves height and width."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
-            nn.MaxPool2d(2),
-        )
+        super().__init__(nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False), nn.MaxPool2d(2))
 
 
 class Stem(nn.Sequential):

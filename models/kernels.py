@@ -169,11 +169,9 @@ def _known_layers(modules: list[nn.Module]) -> tuple[Layers, list[nn.Module]]:
                 layers.blocks.append(1)
                 layers.settings += [padding, p, momentum, norm.eps]
                 side += 2 * padding - 2
-            case [
-                nn.Conv2d() as conv,
-                nn.MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1),
-                *rest,
-            ] if _is_plain(conv, 1) and side % 2 == 0:
+            case [nn.Conv2d() as conv, nn.MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1), *rest] if (
+                _is_plain(conv, 1) and side % 2 == 0
+            ):
                 layers.parameters.append(conv.weight)
                 layers.blocks.append(0)
                 side //= 2

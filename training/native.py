@@ -11,19 +11,17 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 from common.files import PROJECT_DIR, atomic_write
 from imports import FileLock, nn, torch
-from models.kernels import KernelNetwork, UnknownLayersError, divided
+from models.kernels import KernelNetwork, UnknownLayersError
 from training.machine import first_line
 
 SOURCE = PROJECT_DIR / "models" / "kernels.cpp"
 # what PyTorch calls the processor's instructions -> what compilers call them
-INSTRUCTIONS = {
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
-    "AVX2": ["-mavx2", "-mfma"],
-}
+INSTRUCTIONS = {"AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"], "AVX2": ["-mavx2", "-mfma"]}
 FLAGS = ["-std=c++20", "-O3", "-fopenmp", "-shared", "-fPIC"]
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -37,23 +35,16 @@ def with_kernels(network: nn.Module, log: Callable[[str], None], gpu: torch.devi
     try:
         if gpu is None:
             load_kernels(log)
-        else:
-            check_gpu(gpu, network)
-        return KernelNetwork(network)
+        fast = KernelNetwork(network)
+        if gpu is not None and (not find_spec("triton") or torch.cuda.get_device_capability(gpu) < (8, 0)):
+            raise KernelsError("Triton is not here, or this GPU is older than it needs")
+        shapes, blocks = [weight.shape for weight in fast.layers.parameters], [0, *fast.layers.blocks, 0]
+        if gpu is not None and (max(map(max, shapes)) > 16 or (0, 0) in pairwise(blocks)):
+            raise KernelsError("they know blocks of at most 16 channels, and 1x1 convolutions only between two blocks")
+        return fast
     except (KernelsError, UnknownLayersError) as error:
         log(f"Note: without the {'CPU' if gpu is None else 'GPU'} kernels, so slower: {error}")
         return network
-
-
-def check_gpu(device: torch.device, network: nn.Module) -> None:
-    """Make sure that ``models/gpu_layers.py`` can run ``network`` on ``device``; else an error of ``with_kernels``."""
-    if not find_spec("triton"):
-        raise KernelsError("Triton is not here")
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        raise KernelsError(f"{torch.cuda.get_device_name(device)} is older than they know")
-    layers = divided(network)[0]
-    if max(max(weight.shape) for weight in layers.parameters) > 16 or "00" in "".join(map(str, [0, *layers.blocks, 0])):
-        raise KernelsError("they know blocks of at most 16 channels, and 1x1 convolutions only between two blocks")
 
 
 def load_kernels(log: Callable[[str], None]) -> None:

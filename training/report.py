@@ -96,7 +96,6 @@ class Report:
         self.board: TensorBoardLog | None = None
         self.started = self.written = -math.inf
         self.timed_from: tuple[int, float] | None = None  # so many steps were done, and when
-        self.has_said = False  # how long the run will take
 
     @property
     def epochs_done(self) -> int:
@@ -188,11 +187,11 @@ class Report:
         done, now = len(self.metrics["train_losses"]), time.perf_counter()
         if self.timed_from is None:
             self.timed_from = done, now
-        elif not self.has_said and done - self.timed_from[0] >= STEPS_TIMED:
+        elif done - self.timed_from[0] >= STEPS_TIMED:
             each = (now - self.timed_from[1]) / (done - self.timed_from[0])
             left = self.config.epochs * math.ceil(self.metrics["train_images"] / self.config.batch_size) - done
             self.log(f"About {tqdm.format_interval(left * each)} to go; Ctrl-C stops it, and --resume goes on.")
-            self.has_said = True
+            self.timed_from = done + left, now  # never again
 
     def evaluated(self, split: str, loss: float, accuracy: float) -> None:
         """Take what an evaluation on ``split``, test or val, gave at the end of an epoch.

@@ -5,10 +5,8 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -87,16 +85,13 @@ class SeriesStore:
     def __init__(self, path: Path, recipe: dict[str, Any], label: str | None) -> None:
         self.path, self.recipe = path, recipe
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.thread_lock = threading.Lock()
         with self._alone():
             self._read()
             self.entry["label"] = label or self.entry.get("label") or _describe(recipe)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        # the file's lock keeps other processes out, but not other threads of this one
-        with self.thread_lock, FileLock(self.path.with_name(f".{self.path.name}.lock")):
-            yield
+    def _alone(self) -> FileLock:
+        """Keeps other processes out, and other threads, which have a lock of their own."""
+        return FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def _read(self) -> None:
         self.all_series: list[dict[str, Any]] = []

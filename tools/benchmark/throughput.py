@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import Connection
 from typing import Any
 
 from common.cli import silent
@@ -78,7 +79,10 @@ def throughput(args: argparse.Namespace) -> int:
         return throughput_of_processes(args)
     results: dict[str, Any] = {"environment": environment(device), "rounds": args.rounds, "models": {}}
     for model in args.models:
-        rows = time_settings(model, settings_to_compare(args.batch_size, device), args)
+        try:
+            rows = time_settings(model, settings_to_compare(args.batch_size, device), args)
+        except BrokenProcessPool:
+            raise ProcessError(f"a process that trained model {model} ended early") from None
         results["models"][model] = rows
         print_throughput(model, rows)
     name = "benchmark_throughput" if device.type == "cpu" else f"benchmark_throughput_{device.type}"
@@ -95,29 +99,22 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
         and their median, seconds an epoch, the ratio to the first setting and to the two bounds (medians of the ratios
         round by round), and the peak memory in MiB: of the process, or what it allocated on the GPU.
     """
-    device = resolve_device(args.device)
+    device, spawn = resolve_device(args.device), multiprocessing.get_context("spawn")
     epoch_images = len(load_images(args.data_dir, train=True)[1])
-    context = multiprocessing.get_context("spawn")
-    started: list[tuple[Setting, Connection]] = []
-    for setting in settings:
-        here, there = context.Pipe()
-        place = (str(args.data_dir), args.device)
-        context.Process(target=_worker, args=(there, setting, model, *place), daemon=True).start()
-        there.close()  # so that the end of the process is the end of the pipe
-        started.append((setting, here))
-    # from here on one after the other, so as not to disturb each other
-    workers = [(setting, worker, _ask(worker, setting, 1)) for setting, worker in started]
+    pools = [ProcessPoolExecutor(1, spawn) for _ in settings]
+    begun = (model, str(args.data_dir), args.device)
+    first_batches = [pool.submit(_begin, which, *begun).result() for which, pool in zip(settings, pools, strict=True)]
     image_flops, image_bytes = work_of_an_image(model)
     rates: dict[str, list[float]] = {setting.label: [] for setting in settings}
     bounds: list[float] = []
     memory_bounds: list[float] = []
     for _ in range(args.rounds):
-        for setting, worker, _ in workers:
-            rates[setting.label].append(_ask(worker, setting, args.images))
+        for setting, pool in zip(settings, pools, strict=True):
+            rates[setting.label].append(pool.submit(_rate, args.images, setting.batch_size).result())
         bounds.append(matrix_flops(device) / image_flops)
         memory_bounds.append(copied_bytes(device) / image_bytes)
     rows = []
-    for setting, worker, first_batch in workers:
+    for setting, pool, first_batch in zip(settings, pools, first_batches, strict=True):
         mine = rates[setting.label]
         median = statistics.median(mine)
         rows.append(
@@ -130,9 +127,10 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
                 "ratio": round(_median_ratio(mine, rates[settings[0].label]), 3),
                 "share_of_bound": round(_median_ratio(mine, bounds), 4),
                 "share_of_memory_bound": round(_median_ratio(mine, memory_bounds), 4),
-                "peak_mib": _ask(worker, setting, 0),
+                "peak_mib": pool.submit(_peak_mib).result(),
             }
         )
+        pool.shutdown()
     return rows
 
 
@@ -140,43 +138,37 @@ def _median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(these, those, strict=True))
 
 
-def _ask(worker: Connection, setting: Setting, images: int) -> Any:
-    try:
-        worker.send(images)
-        return worker.recv()
-    except (EOFError, BrokenPipeError):
-        raise ProcessError(f"the process of {setting.label!r} ended early") from None
+_under_way: dict[str, Any] = {}  # in a process of one setting: its training, its device, its folder
 
 
-def _worker(connection: Connection, setting: Setting, model: str, data_dir: str, device_name: str) -> None:
-    """Train as ``setting`` says, as many images as each message asks for; answer with images/s. 0 ends it.
-
-    The first answer is the seconds to the end of the first batch, the last one the peak memory.
-    """
-    connection.recv()
+def _begin(setting: Setting, model: str, data_dir: str, device_name: str) -> float:
+    """Make the training that ``setting`` says. Returns the seconds to the end of its first batch."""
     began, device = time.perf_counter(), resolve_device(device_name)
+    folder = tempfile.TemporaryDirectory()
     settings = {key: value for key, value in asdict(setting).items() if key not in ("label", "naive")}
-    with tempfile.TemporaryDirectory() as output_dir:
-        settings |= {"device": device_name, "data_dir": data_dir, "output_dir": output_dir}
-        config = TrainConfig(model=model, scheduler="onecycle", epochs=1000, **settings)
-        train = _naive_training(config) if setting.naive else _training(config)
-        train(1)
-        synchronize(device)
-        first_batch = time.perf_counter() - began
-        train(4)  # allocates
-        connection.send(first_batch)
-        while images := connection.recv():
-            began = time.perf_counter()
-            done = train(math.ceil(images / setting.batch_size))
-            synchronize(device)
-            connection.send(done / (time.perf_counter() - began))
-    connection.send(_peak_mib(device))
+    settings |= {"device": device_name, "data_dir": data_dir, "output_dir": folder.name}
+    config = TrainConfig(model=model, scheduler="onecycle", epochs=1000, **settings)
+    train = _naive_training(config) if setting.naive else _training(config)
+    _under_way.update(train=train, device=device, folder=folder)
+    train(1)
+    synchronize(device)
+    first_batch = time.perf_counter() - began
+    train(4)  # allocates
+    return first_batch
 
 
-def _peak_mib(device: torch.device) -> int | None:
+def _rate(images: int, batch_size: int) -> float:
+    """Images/s of a training under way."""
+    began = time.perf_counter()
+    done: int = _under_way["train"](math.ceil(images / batch_size))
+    synchronize(_under_way["device"])
+    return done / (time.perf_counter() - began)
+
+
+def _peak_mib() -> int | None:
     """The most memory that this process ever had, in MiB; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) >> 20
+    if _under_way["device"].type == "cuda":
+        return torch.cuda.max_memory_allocated(_under_way["device"]) >> 20
     try:
         import resource
     except ImportError:  # Windows
