@@ -19,7 +19,7 @@ WINDOW = {"width": 1000, "height": 820}  # CSS pixels
 SHOWN_PART = {"x": 12, "y": 168, "width": 976, "height": 574}
 FRAME_MS, HOLD_FRAMES = 90, 14  # a frame's time; so many show the answer
 LIMIT = 1_000_000  # bytes
-COLORS = 48  # for all frames alike: so what does not move costs nothing
+COLORS = 128  # for all frames alike: so what does not move costs nothing
 THREE = [[*ring(0.48, 0.34, 0.36, 0.3)[32:], *ring(0.48, 0.34, 0.36, 0.3)[:20], *ring(0.48, 0.66, 0.42, 0.36)[1:30]]]
 DRAWN = (DIGITS[7], DIGITS[4], THREE, [line((0.66, 0.2), (0.4, 0.5), (0.36, 0.66)), ring(0.52, 0.66, 0.3, 0.28)])
 
@@ -60,7 +60,7 @@ def main() -> int:
     together = Image.new("RGB", (found[0].width, found[0].height * len(some)))
     for place, frame in enumerate(some):
         together.paste(frame, (0, place * frame.height))
-    palette = together.quantize(COLORS, dither=Image.Dither.NONE)
+    palette = together.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in found)
     first.save(path, save_all=True, append_images=rest, duration=FRAME_MS, loop=0, optimize=True)
     size = path.stat().st_size
