@@ -49,9 +49,7 @@ def card_of(network: Network, files: RunFiles) -> str:
         **{"train_images": f"{data.train_images:,}", "test_images": f"{data.test_images:,}"},
         "classes": ", ".join(data.classes),
         "recipe": "\n".join(f"| `{key}` | {value} |" for key, value in recipe.items()) or "| not known | |",
-        "accuracy": "Not measured.",
-        "calibration": f"Not measured: `python -m tools.evaluate --name {network.name}` does it.",
-        "robustness": f"Not measured: `python -m tools.evaluate --name {network.name}` does it.",
+        **dict.fromkeys(("accuracy", "calibration", "robustness"), "Not measured."),
     }
     if network.accuracy is not None:
         low, high = wilson_interval(round(network.accuracy * data.test_images / 100), data.test_images)

@@ -1,7 +1,7 @@
 """/api/inside: what the blocks of one network make of an image, and which of its pixels spoke for the answer."""
 
 import copy
-from collections.abc import Callable
+import functools
 from typing import Annotated, Any
 
 import numpy as np
@@ -39,26 +39,21 @@ class Inside(BaseModel):
 def inside(network: Network, image: MnistImage) -> Inside:
     """The activations of ``network`` for one image uint8 [28, 28], and the integrated gradients of its answer."""
     model, blocks = copy.deepcopy(network.model), []  # a copy: others may ask it at the same time
-
-    def shown_as(name: str) -> Callable[..., None]:
-        def keep(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            levels = output[0] - output.min()
-            levels = (levels * (255 / levels.max().clamp(min=1e-6))).round().int()
-            blocks.append(Block(name=name, channels=levels.flatten(1).tolist()))
-
-        return keep
-
-    hooks = [
-        layer.register_forward_hook(shown_as(name.rpartition(".")[0]))
-        for name, layer in model.named_modules()
-        if isinstance(layer, LAST_OF_A_BLOCK)
-    ]
     batch = normalize(torch.from_numpy(np.array(image))[None, None].float())
-    with torch.inference_mode():
+    with torch.no_grad():
         digit = model(batch).argmax(1)
-    for hook in hooks:
-        hook.remove()
-    pixels = integrated_gradients(model, batch, digit.clone())[0].flatten()
+    pixels = integrated_gradients(model, batch, digit)[0].flatten()
+
+    def keep(name: str, _layer: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        levels = output[0] - output.min()
+        levels = (levels * (255 / levels.max().clamp(min=1e-6))).round().int()
+        blocks.append(Block(name=name, channels=levels.flatten(1).tolist()))
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, LAST_OF_A_BLOCK):
+            layer.register_forward_hook(functools.partial(keep, name.rpartition(".")[0]))
+    with torch.no_grad():
+        model(batch)
     return Inside(digit=int(digit), blocks=blocks, saliency=(pixels / pixels.abs().max().clamp(min=1e-9)).tolist())
 
 
