@@ -58,18 +58,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"max_drop: {args.max_drop} is not allowed; it must be from 0 to 100 points")
     args.name = args.name or f"mnist_model_{args.model}"
     files = RunFiles(args.name, args.output_dir)  # checks the name
-    if args.format == "html":
+    if args.format in ("html", "safetensors"):
+        from tools.export.card import write_safetensors
         from tools.export.html import write_html
         from tools.networks import load_network
 
-        page = files.params.with_name(f"{args.name}.html")
-        print(f"{page}: {write_html(load_network(args.name, args.output_dir), page) / 1000:.1f} kB")
-        return 0
-    if args.format == "safetensors":
-        from tools.export.card import write_safetensors
-        from tools.networks import load_network
-
-        print(*write_safetensors(load_network(args.name, args.output_dir), files), sep="\n")
+        network, page = load_network(args.name, args.output_dir), files.params.with_name(f"{args.name}.html")
+        if args.format == "safetensors":
+            print(*write_safetensors(network, files), sep="\n")
+        else:
+            print(f"{page}: {write_html(network, page) / 1000:.1f} kB")
         return 0
     args.formats = FORMATS if args.format == "all" else (args.format,)
     args.precisions = PRECISIONS if args.precision == "all" else (args.precision,)

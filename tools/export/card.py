@@ -9,14 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jinja2 import StrictUndefined, Template
+
 from common.files import RunFiles, atomic_write
 from tools.evaluate.measures import mean_corrupted_accuracy
 from tools.export.html import STATIC
 from tools.intervals import wilson_interval
 from tools.networks import Network, OnOwnData
-from tools.output import filled
 from training.config import fields_in
 
+VOTE = ("members", "method", "weights", "temperature")  # an ensemble's recipe
 SAME_WEIGHTS = 0.05  # points between a run's metrics and an evaluation of it, which may round otherwise
 
 
@@ -40,29 +42,18 @@ def write_safetensors(network: Network, files: RunFiles) -> tuple[Path, Path]:
 
 def card_of(network: Network, files: RunFiles) -> str:
     """The model card, in Markdown."""
-    data, facts, evaluation = network.data, network.facts, evaluation_of(network, files)
-    recipe = {key: value for key, value in facts.get("config", {}).items() if key in fields_in("recipe")}
-    recipe = recipe or {key: facts[key] for key in ("members", "method", "weights", "temperature") if key in facts}
-    parts = {
-        **{key: str(getattr(data, key)) for key in ("mean", "std", "sha256", "form")},
-        **{"name": network.name, "parameters": f"{network.parameters:,}", "data": data.name},
-        **{"train_images": f"{data.train_images:,}", "test_images": f"{data.test_images:,}"},
-        "classes": ", ".join(data.classes),
-        "recipe": "\n".join(f"| `{key}` | {value} |" for key, value in recipe.items()) or "| not known | |",
-        **dict.fromkeys(("accuracy", "calibration", "robustness"), "Not measured."),
-    }
-    if network.accuracy is not None:
-        low, high = wilson_interval(round(network.accuracy * data.test_images / 100), data.test_images)
-        parts["accuracy"] = f"**{network.accuracy:.2f} %** of the test images, 95 % interval {low:.2f} to {high:.2f} %."
-    if measured := evaluation.get("calibration"):
-        loss = f"mean negative log-likelihood {measured['loss']:.4f}"
-        parts["calibration"] = f"Expected calibration error {measured['ece']:.2f} %, {loss}, on the test images."
-    if corruptions := evaluation.get("corruptions"):
-        rows = [" | ".join([name, *map("{:.2f}".format, found)]) for name, found in corruptions.items()]
-        head = f"Mean of all: **{mean_corrupted_accuracy(corruptions):.2f} %**. Percent right by severity:\n\n"
-        head += "| corruption | 1 | 2 | 3 | 4 | 5 |\n|---|---|---|---|---|---|\n"
-        parts["robustness"] = head + "\n".join(f"| {row} |" for row in rows)
-    return filled(STATIC / "card.md", parts)
+    config, images = network.facts.get("config", network.facts), network.data.test_images
+    recipe = {key: config[key] for key in (*fields_in("recipe"), *VOTE) if key in config}
+    right = None if network.accuracy is None else round(network.accuracy * images / 100)
+    return Template(
+        (STATIC / "card.md").read_text(encoding="utf-8"), undefined=StrictUndefined, trim_blocks=True
+    ).render(
+        network=network,
+        recipe=recipe,
+        interval=right and wilson_interval(right, images),
+        evaluation=evaluation_of(network, files),
+        mean=mean_corrupted_accuracy,
+    )
 
 
 def evaluation_of(network: Network, files: RunFiles) -> dict[str, Any]:
