@@ -45,15 +45,11 @@ def card_of(network: Network, files: RunFiles) -> str:
     config, images = network.facts.get("config", network.facts), network.data.test_images
     recipe = {key: config[key] for key in (*fields_in("recipe"), *VOTE) if key in config}
     right = None if network.accuracy is None else round(network.accuracy * images / 100)
-    return Template(
-        (STATIC / "card.md").read_text(encoding="utf-8"), undefined=StrictUndefined, trim_blocks=True
-    ).render(
-        network=network,
-        recipe=recipe,
-        interval=right and wilson_interval(right, images),
-        evaluation=evaluation_of(network, files),
-        mean=mean_corrupted_accuracy,
-    )
+    template = Template((STATIC / "card.md").read_text(encoding="utf-8"), undefined=StrictUndefined, trim_blocks=True)
+    interval, evaluation = right and wilson_interval(right, images), evaluation_of(network, files)
+    known = {"network": network, "recipe": recipe, "interval": interval, "evaluation": evaluation}
+    card: str = template.render(**known, mean=mean_corrupted_accuracy)
+    return card
 
 
 def evaluation_of(network: Network, files: RunFiles) -> dict[str, Any]:
