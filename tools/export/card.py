@@ -23,11 +23,7 @@ SAME_WEIGHTS = 0.05  # points between a run's metrics and an evaluation of it, w
 
 
 def write_safetensors(network: Network, files: RunFiles) -> tuple[Path, Path]:
-    """Write ``outputs/NAME.safetensors`` and ``outputs/NAME_card.md``; the tensors are those of the .pth, by name.
-
-    Raises:
-        ModuleNotFoundError: safetensors is not installed.
-    """
+    """Write ``outputs/NAME.safetensors`` and ``outputs/NAME_card.md``; the tensors are those of the .pth, by name."""
     from safetensors.torch import save
 
     model = network.model.network if isinstance(network.model, OnOwnData) else network.model

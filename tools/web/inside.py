@@ -18,7 +18,7 @@ from tools.web.server import TheServer, problems, read_body
 
 router = APIRouter(prefix="/api")
 LAST_OF_A_BLOCK = (nn.BatchNorm2d, nn.MaxPool2d)  # but for dropout, which evaluates to nothing
-BODY = {"required": True, "content": {RAW_TYPE: RAW_SCHEMA}, "description": "784 raw bytes in MNIST's form."}
+BODY = {"requestBody": {"required": True, "content": {RAW_TYPE: RAW_SCHEMA}, "description": "784 raw bytes"}}
 
 
 class Block(BaseModel):
@@ -57,13 +57,7 @@ def inside(network: Network, image: MnistImage) -> Inside:
     return Inside(digit=int(digit), blocks=blocks, saliency=(pixels / pixels.abs().max().clamp(min=1e-9)).tolist())
 
 
-@router.post(
-    "/inside",
-    response_model=Inside,
-    responses=problems(403, 404, 408, 413, 415, 422, 503),
-    openapi_extra={"requestBody": BODY},
-    tags=["predict"],
-)
+@router.post("/inside", responses=problems(403, 404, 408, 413, 415, 422, 503), openapi_extra=BODY, tags=["predict"])
 async def look_inside(request: Request, server: TheServer, network: Annotated[str, Query(max_length=100)]) -> Inside:
     """What the blocks of a network make of an image, and which pixels spoke for its answer."""
     if request.headers.get("content-type", "") != RAW_TYPE:
