@@ -288,7 +288,7 @@ def copy_project(copy: Path, mnist: Path) -> None:
     """Into the empty folder ``copy``, with a link to the data."""
     for path in PROJECT_DIR.glob("*.py"):
         shutil.copy(path, copy)
-    for folder in ("common", "configs", "image_data", "models", "notebooks", "training"):
+    for folder in ("common", "configs", "image_data", "models", "notebooks", "tools", "training"):
         shutil.copytree(PROJECT_DIR / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     results = ["outputs", "plots", "summaries"]
     archive = subprocess.run(["git", "archive", "HEAD", *results], cwd=PROJECT_DIR, capture_output=True, check=False)

@@ -11,11 +11,13 @@ report.end_epoch()
 import contextlib
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from common.results import METRICS_SCHEMA, Metrics, save_metrics_json
@@ -95,7 +97,8 @@ class Report:
         self.bar = tqdm(disable=True)
         self.board: TensorBoardLog | None = None
         self.started = self.written = -math.inf
-        self.timed_from: tuple[int, float] | None = None  # so many steps were done, and when
+        self.timed: list[tuple[int, float]] = []  # so many steps were done, and when
+        self.has_said = False  # how long the run will take
 
     @property
     def epochs_done(self) -> int:
@@ -184,14 +187,15 @@ class Report:
 
     def _say_how_long(self) -> None:
         """Once, as soon as the first steps tell: they are timed without the very first, which make things ready."""
-        done, now = len(self.metrics["train_losses"]), time.perf_counter()
-        if self.timed_from is None:
-            self.timed_from = done, now
-        elif done - self.timed_from[0] >= STEPS_TIMED:
-            each = (now - self.timed_from[1]) / (done - self.timed_from[0])
+        done = len(self.metrics["train_losses"])
+        if not self.has_said:
+            self.timed.append((done, time.perf_counter()))
+        if not self.has_said and done - self.timed[0][0] >= STEPS_TIMED:
+            # one wait for a disk or another process would be a multiple of so few steps
+            each = statistics.median((end - start) / (n - m) for (m, start), (n, end) in pairwise(self.timed))
             left = self.config.epochs * math.ceil(self.metrics["train_images"] / self.config.batch_size) - done
             self.log(f"About {tqdm.format_interval(left * each)} to go; Ctrl-C stops it, and --resume goes on.")
-            self.timed_from = done + left, now  # never again
+            self.has_said = True
 
     def evaluated(self, split: str, loss: float, accuracy: float) -> None:
         """Take what an evaluation on ``split``, test or val, gave at the end of an epoch.

@@ -1,6 +1,9 @@
 import argparse
 import os
 import signal
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 
@@ -93,3 +96,44 @@ def test_a_signal_that_is_passed_on_is_no_second_one():
         for _ in range(3):
             send(signal.SIGINT)
         assert signals.requested()
+
+
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+
+def tool() -> OneLineParser:
+    parser = OneLineParser(prog="tool")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--output_dir")
+    parser.add_argument("--max_drop", type=float)
+    parser.add_argument("--dry-run", action="store_true")
+    return parser
+
+
+@pytest.mark.parametrize("typed", ["--output-dir=a-b_c=d", "--output_dir=a-b_c=d"])
+def test_dashes_are_as_good_as_underscores_in_a_flag_and_stay_in_a_value(typed):
+    args = tool().parse_args([typed, "--dry_run", "x-y_z"])
+    assert (args.output_dir, args.dry_run, args.words) == ("a-b_c=d", True, ["x-y_z"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["--max-drp", "1"], "unrecognized arguments: --max-drp; did you mean --max_drop?"),
+        (["--max_drop", "0,5"], "argument --max_drop: invalid float value: '0,5'; with a point: 0.5"),
+        (["--zebra"], "unrecognized arguments: --zebra"),
+    ],
+)
+def test_what_was_meant_is_told(typed, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tool().parse_args(typed)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"tool: error: {told}\n"
+
+
+def test_the_usage_names_the_command_that_works(monkeypatch):
+    module = ModuleType("__main__")
+    module.__spec__ = ModuleSpec("tools.evaluate.__main__", None, origin="/somewhere/__main__.py")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py"])
+    assert OneLineParser().format_usage() == "usage: python -m tools.evaluate [-h]\n"

@@ -221,3 +221,40 @@ def test_the_page_has_nothing_inline_and_nothing_from_elsewhere(server):
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text
         assert "https:" not in text
+
+
+# --- inside a network -------------------------------------------------------------------------------------------------
+
+
+def test_what_speaks_for_an_answer_and_what_the_blocks_leave(server, test_set):
+    images, labels = test_set
+    raw = images[0].numpy()
+    path = "/api/inside?network=mnist_model_1"
+    status, _, body = request(server, "POST", path, raw.tobytes(), content_type="application/octet-stream")
+    assert status == 200, body
+    found = json.loads(body)
+    assert found["digit"] == labels[0]
+    assert [len(block["channels"]) for block in found["blocks"]] == [8, 16, 10, 16, 16, 10, 10]
+    assert [len(block["channels"][0]) ** 0.5 for block in found["blocks"]] == [26, 24, 12, 10, 8, 6, 6]
+    levels = [level for block in found["blocks"] for channel in block["channels"] for level in channel]
+    assert (min(levels), max(levels)) == (0, 255)
+    saliency = np.array(found["saliency"])
+    assert np.abs(saliency).max() == pytest.approx(1)
+    assert saliency[raw.flatten() > 0].sum() > 0  # the ink spoke for it
+    assert np.abs(saliency[raw.flatten() == 0]).max() == 0  # the paper is what it is held against
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "body", "status"),
+    [
+        ("?network=none", "application/octet-stream", bytes([9]) * 784, 404),
+        ("?network=mnist_model_1", "application/octet-stream", bytes(784), 422),
+        ("?network=mnist_model_1", "application/octet-stream", bytes(785), 413),
+        ("?network=mnist_model_1", "image/png", DRAWING, 415),
+        ("", "application/octet-stream", bytes([9]) * 784, 422),
+    ],
+)
+def test_what_cannot_be_looked_into_is_refused(server, query, kind, body, status):
+    found, _, said = request(server, "POST", f"/api/inside{query}", body, content_type=kind)
+    assert found == status
+    assert detail(said)

@@ -208,6 +208,21 @@ def test_touch_on_a_phone(open_page, digit):
     assert 0 < seen["y"] < 740
 
 
+def test_inside_a_network_on_demand(open_page):
+    page = open_page()
+    page.click("#inside summary")
+    page.wait_for_selector("#inside >> text=Draw a digit first.")
+    draw(page, DIGITS[4])
+    answer(page, 4)
+    page.select_option("#inside select", "mnist_model_3")
+    page.wait_for_selector(".looked")
+    blocks = page.locator(".inside figcaption").all_text_contents()
+    assert blocks[:2] == ["where it looked", "stem.0: 8 channels, 26 x 26"]
+    assert blocks[-1] == "block2.4: 10 channels, 6 x 6"
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+    assert found.violations_count == 0, found.generate_report()
+
+
 # each view once; the rest in the long tier
 LOOKS_FIRST = [("draw", "light", "phone"), ("compare", "dark", "phone"), ("live", "light", "desktop")]
 LOOKS_FIRST += [("api", "dark", "desktop")]

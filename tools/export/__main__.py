@@ -3,6 +3,7 @@
     python -m tools.export --model 3                                   # ONNX and ExecuTorch, float32 and int8
     python -m tools.export --name trial --format executorch --precision int8
     python -m tools.export --model 3 --format html                     # a page that reads what one draws, from disk
+    python -m tools.export --model 3 --format safetensors              # the weights alone, with a model card
 
 A file takes 28x28 grey levels as bytes, uint8 [N, 1, 28, 28], white on black, and returns ten probabilities an
 image, float32 [N, 10]; scaling and normalisation are inside. Quantisation looks at training images alone, and a file
@@ -42,7 +43,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(doc=__doc__)
     parser.add_argument("--model", choices=known_models(), help="which network; default: what the run's metrics say")
     parser.add_argument("--name", help="which run; default: mnist_model_MODEL")
-    parser.add_argument("--format", choices=[*FORMATS, "html", "all"], default="all", help="all: without html (all)")
+    parser.add_argument("--format", choices=[*FORMATS, "html", "safetensors", "all"], default="all", help="(all)")
     parser.add_argument("--precision", choices=[*PRECISIONS, "all"], default="all", help="(all)")
     parser.add_argument("--max_drop", type=float, default=0.1, help="points that a file may lose (0.1)")
     parser.add_argument("--data_dir", type=Path, help="folder with MNIST/raw; default: the run's")
@@ -57,12 +58,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"max_drop: {args.max_drop} is not allowed; it must be from 0 to 100 points")
     args.name = args.name or f"mnist_model_{args.model}"
     files = RunFiles(args.name, args.output_dir)  # checks the name
-    if args.format == "html":
+    if args.format in ("html", "safetensors"):
+        from tools.export.card import write_safetensors
         from tools.export.html import write_html
         from tools.networks import load_network
 
-        page = files.params.with_name(f"{args.name}.html")
-        print(f"{page}: {write_html(load_network(args.name, args.output_dir), page) / 1000:.1f} kB")
+        network, page = load_network(args.name, args.output_dir), files.params.with_name(f"{args.name}.html")
+        if args.format == "safetensors":
+            print(*write_safetensors(network, files), sep="\n")
+        else:
+            print(f"{page}: {write_html(network, page) / 1000:.1f} kB")
         return 0
     args.formats = FORMATS if args.format == "all" else (args.format,)
     args.precisions = PRECISIONS if args.precision == "all" else (args.precision,)

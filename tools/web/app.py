@@ -17,6 +17,7 @@ from fastapi.staticfiles import StaticFiles
 
 from tools.compare.page import STATIC
 from tools.networks import probabilities
+from tools.web import inside
 from tools.web.guard import Guard
 from tools.web.routes import router
 from tools.web.server import Server, Settings
@@ -67,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Guard, host=settings.host, allowed=settings.allowed)
     app.add_exception_handler(RequestValidationError, explain)
     app.include_router(router)
+    app.include_router(inside.router)
     app.include_router(pages)
     app.mount("/static", StaticFiles(directory=STATIC))
     return app

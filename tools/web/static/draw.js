@@ -1,6 +1,7 @@
 // Draw a digit: the answer follows the stroke.
 
 import { color, h, number, paintDigit, percent, sure } from "./common.js";
+import { startInside } from "./inside.js";
 
 const SIDE = 280; // of the drawing that is sent
 const UNDER_WAY = 2; // requests at once; a stroke that goes on replaces the one that waits
@@ -142,6 +143,8 @@ export function startDraw() {
 
   // --- showing ----------------------------------------------------------------------------------------------------
 
+  let seen = null; // by the networks, as they answered last
+  const offerInside = startInside(document.querySelector(".answers"), () => seen);
   const cards = new Map();
   const classes = new Map(); // of each network, by name
   const said = (name, digit) => classes.get(name)?.[digit] ?? `${digit}`;
@@ -164,6 +167,7 @@ export function startDraw() {
 
   function showAnswer({ predictions, input }, of) {
     showProblem(null);
+    seen = input;
     paintDigit($("seen"), input);
     $("seen").setAttribute("aria-label", "The drawing as the networks see it, 28 by 28 pixels");
     const answers = Object.entries(predictions);
@@ -209,6 +213,7 @@ export function startDraw() {
   }
 
   function showNothing() {
+    seen = null;
     showProblem(null);
     $("digit").textContent = "?";
     $("digit").classList.add("idle");
@@ -391,6 +396,7 @@ export function startDraw() {
       });
       if (isEmpty()) made.about.textContent = about;
     }
+    offerInside(models.filter(({ kind }) => kind === "network").map(({ name }) => name));
     if (models.length === 0) showProblem("There is no trained network yet. Train one: python main.py");
     else if (!models.some(({ kind }) => kind === "ensemble")) {
       $("networks").after(h("p", { class: "note" }, "An ensemble of them would answer too, after ",
