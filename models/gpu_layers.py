@@ -4,21 +4,14 @@ means, steps = forward(images, layers)
 found = gradients(dmeans, steps)
 """
 
-from typing import Any, NamedTuple
+from collections import namedtuple
+from typing import Any
 
 from imports import torch
 from models import gpu_kernels as kernels
 
-
-class Step(NamedTuple):
-    """What ``forward`` leaves of a layer."""
-
-    read: torch.Tensor
-    out: torch.Tensor
-    chosen: torch.Tensor | None  # of the four in each pooling
-    weight: torch.Tensor
-    sizes: tuple[float, ...]
-    block: tuple[Any, ...] | None  # as ``kernels._normalization`` takes it; None: a 1x1 convolution and pooling
+# What a layer leaves. ``block`` is what ``kernels._normalization`` takes; None: a 1x1 convolution and pooling.
+Step = namedtuple("Step", "read out chosen weight sizes block")
 
 
 def forward(images: torch.Tensor, layers: Any) -> tuple[torch.Tensor, list[Step]]:
@@ -51,22 +44,17 @@ def forward(images: torch.Tensor, layers: Any) -> tuple[torch.Tensor, list[Step]
             kernels.mix_and_pool[grid](x, out, chosen, before, weight, sizes, num_stages=1)
         steps.append(Step(x, out, chosen, weight, sizes, block))
         x, before, source = out, block, kernels.BLOCK if is_block else kernels.POOLED
-    means = make(n, len(weight))
-    kernels.mean[(n,)](x, means, before, _after(steps[-1]))
+    means, last = make(n, len(weight)), (float(len(weight)), 0.0, float(side), 0.0, float(n))
+    kernels.mean[(n,)](x, means, before, last)
     return means, steps
-
-
-def _after(step: Step) -> tuple[float, ...]:
-    """The sizes of what comes after ``step``."""
-    return step.sizes[1], 0.0, float(step.out.shape[1]), 0.0, step.sizes[4]
 
 
 def gradients(dmeans: torch.Tensor, steps: list[Step]) -> list[torch.Tensor]:
     """The gradients of ``layers.parameters``, from that of the means and what ``forward`` left."""
     make, grid, last = dmeans.new_empty, (kernels.PROGRAMS.value,), steps[-1]
-    assert last.block is not None
     du, sums = torch.empty_like(last.out), make(2, *grid, 16)
-    kernels.mean_back[grid](dmeans.contiguous(), last.out, du, sums, _after(last), last.block[-1])
+    sizes = last.sizes[1], 0.0, float(last.out.shape[1]), 0.0, last.sizes[4]
+    kernels.mean_back[grid](dmeans.contiguous(), last.out, du, sums, sizes, last.block[-1])
     found: list[torch.Tensor] = []
     for number, (x, out, chosen, weight, sizes, block) in reversed(list(enumerate(steps))):
         before = steps[number - 1].block if number else None

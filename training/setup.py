@@ -44,7 +44,9 @@ def prepare_run(
     """
     share_evenly(config, processes)
     prepare_machine(config, device, log)
-    amp = has_amp(config, device, log)
+    amp = config.amp and has_bfloat16(device)
+    if config.amp and not amp:
+        log(f"Note: --amp has no effect: {device.type} here has no bfloat16 of its own.")
     data = load_data(config, device, log, (processes.rank, processes.count), with_test)
     check_last_batch(data.train_size, config, processes)
     if config.scheduler == "onecycle" and config.pct_start * config.epochs * len(data.train) == 1:
@@ -130,14 +132,6 @@ def prepare_machine(config: TrainConfig, device: torch.device, log: Callable[[st
         make_deterministic(config.deterministic)
 
 
-def has_amp(config: TrainConfig, device: torch.device, log: Callable[[str], None]) -> bool:
-    """Whether the run computes in bfloat16; ``log`` hears if that was asked for and cannot be."""
-    if config.amp and not has_bfloat16(device):
-        log(f"Note: --amp has no effect: {device.type} here has no bfloat16 of its own.")
-        return False
-    return config.amp
-
-
 def make_network(config: TrainConfig, device: torch.device) -> nn.Module:
     """The network that ``config`` names, new, with the dropout and the BatchNorm momentum that it sets."""
     model = ModelContext(get_strategy(config.model)).get_model(device)
@@ -174,20 +168,13 @@ def as_a_step_runs_it(
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> optim.SGD:
-    return optim.SGD(
-        decay_groups(model, config.weight_decay),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fused=device.type in ("cpu", "cuda"),
-    )
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters in two groups: weights of convolutions and linear layers, which decay, and all others.
+    """SGD in which the weights of convolutions and linear layers decay, and nothing else does.
 
     BatchNorm's parameters and biases are left alone: He et al. 2018, arXiv:1812.01187, section 3.1.
     """
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    fused = device.type in ("cpu", "cuda")
+    return optim.SGD(groups, config.lr, config.momentum, nesterov=config.nesterov, fused=fused)
