@@ -95,7 +95,7 @@ def test_the_docs_show_the_shipped_results(shipped_project):
         final, best = metrics["test_acc"][-1], max(metrics["test_acc"])
         row = rf"^\| {name} \| {metrics['parameters']:,} \| {final:.2f} \| {best:.2f} \| "
         assert re.search(row, accuracy_page, re.MULTILINE)
-    # the listing is of today's command, so the shipped run's but for rounding: as long, as good, and marked as it would be
+    # the listing is of today's command: as long and as good as the shipped run, and marked as the command marks
     shipped = load_metrics_json("mnist_model_3", shipped_project)["test_acc"]
     listed = [float(found) for found in re.findall(r"^EPOCH: .*Accuracy: ([\d.]+)%", train_page, re.MULTILINE)]
     assert len(listed) == len(shipped)
