@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from common.files import UsageError
 from image_data.augmentation import FILL, augment
@@ -27,25 +27,6 @@ EVAL_BATCH_SIZE = 1000
 SPLIT_SEED = 0
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-
-
-class Batches(Protocol):
-    """What the loop needs of a loader: its length in batches, and batches of (images, labels)."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Batch]: ...
-
-
-@dataclass
-class Data:
-    """The batches of one run. ``generator`` draws the shuffle, and the augmentation of the tensor pipeline."""
-
-    train: Batches
-    val: Batches | None
-    test: Batches | None
-    facts: DataSet
-    train_size: int  # images
-    generator: torch.Generator
 
 
 def normalize(images: torch.Tensor, mean: float = MEAN, std: float = STD) -> torch.Tensor:
@@ -109,6 +90,21 @@ class TensorBatches:
 
     def _part(self, whole: torch.Tensor) -> torch.Tensor:
         return whole.tensor_split(self.processes)[self.rank]
+
+
+Batches = TensorBatches | DataLoader[Batch]
+
+
+@dataclass
+class Data:
+    """The batches of one run. ``generator`` draws the shuffle, and the augmentation of the tensor pipeline."""
+
+    train: Batches
+    val: Batches | None
+    test: Batches | None
+    facts: DataSet
+    train_size: int  # images
+    generator: torch.Generator
 
 
 class PartOfEachBatch:
