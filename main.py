@@ -161,10 +161,12 @@ def print_result(metrics: dict[str, Any], files: RunFiles, output_dir: str | Non
     )
     for what in ("params", "metrics", "summary", "plot", "checkpoint", "log"):
         print(f"  {what:<10} {shown_path(getattr(files, what))}")
-    of_it = shlex.join([metrics["name"], *(["--output_dir", output_dir] if output_dir else [])])
+    place = ["--output_dir", output_dir] if output_dir else []
+    of_it = shlex.join(["--name", metrics["name"], *place])
     print("What next?")
-    print(f"  errors, calibration, robustness   python -m tools.evaluate --name {of_it}")
-    print(f"  a page that reads what one draws  python -m tools.export --format html --name {of_it}")
+    print(f"  errors, calibration, robustness  python -m tools.evaluate {of_it}")
+    print(f"  draw for it                      {shlex.join(['python', '-m', 'tools.web', *place])}")
+    print(f"  take it along as one page        python -m tools.export --format html {of_it}")
 
 
 if __name__ == "__main__":

@@ -149,6 +149,7 @@ def test_the_command(tmp_path, tiny, python):
     assert lines[3].startswith("EPOCH: 1  - Test Accuracy: ")
     assert lines[4].startswith("mine: 8,650 parameters, test accuracy ")
     assert lines.pop().endswith("python -m tools.export --format html --name mine --output_dir results")
+    assert lines.pop().endswith("python -m tools.web --output_dir results")
     assert lines.pop().endswith("python -m tools.evaluate --name mine --output_dir results")
     assert lines.pop() == "What next?"
     assert [line.split() for line in lines[5:]] == [
