@@ -58,6 +58,9 @@ def put(ink: Array, drawn: Array, x: float, y: float) -> None:
     """Draw onto ``ink`` with the middle of the digit's box at pixel (x, y), kept inside."""
     rows, columns = (np.flatnonzero((drawn > 0.05).any(axis=axis)) for axis in (1, 0))
     cut = drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    room = min(1.0, *(0.95 * have / need for have, need in zip(ink.shape, cut.shape, strict=True)))
+    if room < 1:  # a wide digit on a narrow sheet
+        cut = cv2.resize(cut, None, fx=room, fy=room, interpolation=cv2.INTER_AREA)
     top = min(max(round(y - cut.shape[0] / 2), 0), ink.shape[0] - cut.shape[0])
     left = min(max(round(x - cut.shape[1] / 2), 0), ink.shape[1] - cut.shape[1])
     part = ink[top : top + cut.shape[0], left : left + cut.shape[1]]
