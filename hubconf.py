@@ -16,7 +16,7 @@ from imports import nn, torch
 from model_strategy import get_strategy
 from visualization import load_model_params
 
-dependencies = ["torch", "torchvision", "numpy", "PIL"]
+dependencies = ["torch", "torchvision", "numpy", "PIL", "cv2"]
 
 
 def preprocess(picture: str | Path) -> torch.Tensor:

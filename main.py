@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        how = "pip install -r requirements.txt adds it, and .venv/bin/python has it after make"
+        of_tools = "-tools" if error.name == "cv2" else ""  # what finds the ink on a picture
+        how = f"pip install -r requirements{of_tools}.txt adds it, and .venv/bin/python has it after make"
         parser.exit(1, f"{parser.prog}: {error.name} is not installed for {sys.executable}: {how}\n")
     except KeyboardInterrupt:
         if processes.is_main:

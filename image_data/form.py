@@ -8,8 +8,6 @@ digit's bounding box is scaled to fit 20x20 pixels with its proportions kept and
 28x28 pixels with its centre of mass in the middle, moved by whole pixels.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import warnings
@@ -19,36 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from image_data.errors import MIN_CONTRAST, ImageError, TooLargeError
+from image_data.errors import EmptyImageError as EmptyImageError  # to be had from here too
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 10 << 20  # of a file
 MAX_PIXELS = 25_000_000  # of an image; what a phone takes has 12 million
 WORKING_SIDE = 1120  # pixels; a larger image is averaged down to this first
 DIGIT_SIDE, MNIST_SIDE = 20, 28
-MIN_CONTRAST = 24  # grey levels between the paper and the darkest ink; less is an empty sheet
-INK = 0.1  # of the darkest ink: from here on a pixel belongs to the digit
-SPECK = 0.02  # of the ink; a patch apart from the rest with less of it is dirt
-
 Grey = NDArray[np.float32]
 MnistImage = NDArray[np.uint8]
 
 
-class ImageError(ValueError):
-    """What came is no image that can be read; one line says why."""
-
-
-class TooLargeError(ImageError):
-    """The image has more bytes or pixels than the limit allows."""
-
-
-class EmptyImageError(ValueError):
-    """Nothing is drawn on the image."""
-
-
-def read_grey(source: bytes | str | os.PathLike[str]) -> Grey:
+def read_grey(source: bytes | str | os.PathLike[str], mixed: bool = True) -> Grey:
     """The grey levels 0-255, float32 [H, W], of a PNG, JPEG or WebP image, no side longer than ``WORKING_SIDE``.
 
     Size and format are looked at before anything is unpacked, so that a small file cannot fill the memory. What is
     transparent becomes paper: white under dark ink, black under light ink.
+
+    Args:
+        mixed: colours are mixed as strokes stand out most, where their lightness hides them; False: their lightness.
 
     Raises:
         TooLargeError: it has more than ``MAX_BYTES`` or ``MAX_PIXELS``.
@@ -64,8 +52,8 @@ def read_grey(source: bytes | str | os.PathLike[str]) -> Grey:
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise TooLargeError(f"the image has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} in all")
-        image.draft("L", (WORKING_SIDE, WORKING_SIDE))  # lets a JPEG be unpacked at a fraction of its size
-        return _grey(ImageOps.exif_transpose(image))
+        image.draft(None, (WORKING_SIDE, WORKING_SIDE))  # lets a JPEG be unpacked at a fraction of its size
+        return _grey(ImageOps.exif_transpose(image), mixed)
     except Image.DecompressionBombError:
         raise TooLargeError(f"the image has too many pixels; at most {MAX_PIXELS:,} are allowed") from None
     except UnidentifiedImageError:
@@ -81,9 +69,9 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
         return file.read(MAX_BYTES + 1)
 
 
-def _grey(image: Image.Image) -> Grey:
+def _grey(image: Image.Image, mixed: bool) -> Grey:
     if image.mode == "P":  # of two colours or a palette, Pillow would take single pixels when it makes it smaller
-        image = image.convert("LA" if image.has_transparency_data else "L")
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif image.mode == "1":
         image = image.convert("L")
     image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
@@ -91,13 +79,29 @@ def _grey(image: Image.Image) -> Grey:
         levels = np.asarray(image, dtype=np.float32)
         return levels * (255 / max(float(levels.max()), 1.0))
     if image.has_transparency_data:
-        image = image.convert("LA")
-        grey, alpha = (np.asarray(band, dtype=np.float32) for band in image.split())
-        seen = alpha / 255
-        ink = float((grey * seen).sum() / max(float(seen.sum()), 1e-6))
-        paper = np.float32(0 if ink > 127 else 255)
-        return np.asarray(grey * seen + paper * (1 - seen), dtype=np.float32)
+        return _on_paper(np.asarray(image.convert("LA"), dtype=np.float32))
+    if mixed and image.mode in ("RGB", "CMYK", "YCbCr"):
+        from image_data import photo
+
+        return photo.most_contrast(np.asarray(image.convert("RGB")))
     return np.asarray(image.convert("L"), dtype=np.float32)
+
+
+def _on_paper(grey_alpha: Grey) -> Grey:
+    """The grey levels [H, W] of a picture [H, W, 2] that is transparent in parts: those become paper.
+
+    Paper is the commonest level of a page with something on it, and otherwise what the ink stands out from.
+    """
+    grey, alpha = grey_alpha[..., 0], grey_alpha[..., 1] / 255
+    solid = alpha > 0.99
+    levels = np.bincount(grey[solid].astype(np.uint8), minlength=256)
+    paper = float(levels.argmax())
+    off = np.abs(np.arange(256) - paper) > MIN_CONTRAST
+    rows, columns = (np.flatnonzero(solid.any(axis=axis)) for axis in (1, 0))
+    box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) if len(rows) else 1
+    if not (0.001 < levels[off].sum() / max(levels.sum(), 1) < 0.5 and solid.sum() > 0.8 * box):
+        paper = 0.0 if float((grey * alpha).sum()) > 127 * float(alpha.sum()) else 255.0
+    return np.asarray(grey * alpha + np.float32(paper) * (1 - alpha), dtype=np.float32)
 
 
 def to_mnist(grey: NDArray[Any]) -> MnistImage:
@@ -112,62 +116,12 @@ def to_mnist(grey: NDArray[Any]) -> MnistImage:
     Raises:
         EmptyImageError: nothing is drawn on it.
     """
-    ink = without_specks(ink_of(np.asarray(grey, dtype=np.float32)))
-    rows, columns = (np.flatnonzero((ink > INK).any(axis=axis)) for axis in (1, 0))
+    from image_data import photo
+
+    ink = photo.without_specks(photo.ink_of(np.asarray(grey, dtype=np.float32)))
+    rows, columns = (np.flatnonzero((ink > photo.INK).any(axis=axis)) for axis in (1, 0))
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return centred(scaled(box))
-
-
-def ink_of(grey: Grey) -> Grey:
-    """How much ink every pixel carries, from 0 (paper) to 1 (the darkest), [H, W].
-
-    Raises:
-        EmptyImageError: there is no more contrast than an empty sheet's.
-    """
-    difference = grey - paper_of(grey)
-    if float(difference.sum()) < 0:  # more is darker than the paper than is lighter
-        difference = -difference
-    brightest = 1 + grey.size // 1000  # the darkest ink, but for stray pixels of a photo
-    contrast = float(np.partition(difference, -brightest, axis=None)[-brightest])
-    if contrast < MIN_CONTRAST:
-        contrast = float(difference.max())  # a dot on a large sheet is smaller than that
-        if contrast < MIN_CONTRAST:
-            raise EmptyImageError("nothing is drawn on the image")
-    # the paper's own grain, which is none on a drawing: 1.4826 makes the median deviation that of a Gaussian
-    grain = 4 * 1.4826 * float(np.median(np.abs(np.concatenate(edges_of(difference))))) / contrast
-    ink: Grey = np.clip((difference / contrast - grain) / max(1 - grain, 0.1), 0, 1)
-    return ink
-
-
-def paper_of(grey: Grey) -> Grey:
-    """The grey level of the paper alone, [H, W]: what the edges have, the light between them falling off evenly."""
-    top, bottom, left, right = (float(np.median(edge)) for edge in edges_of(grey))
-    level = float(np.median(np.concatenate(edges_of(grey))))
-    span = float(np.ptp(grey)) / 2  # edges that differ by more are not of one light: one lies under ink
-    down, across = (step if abs(step) < span else 0.0 for step in (bottom - top, right - left))
-    height, width = grey.shape
-    y, x = (np.linspace(-0.5, 0.5, side, dtype=np.float32) for side in (height, width))
-    paper: Grey = level + down * y[:, None] + across * x
-    return paper
-
-
-def edges_of(grey: Grey) -> tuple[Grey, Grey, Grey, Grey]:
-    """The outermost pixels: top, bottom, left, right."""
-    return grey[0], grey[-1], grey[:, 0], grey[:, -1]
-
-
-def without_specks(ink: Grey) -> Grey:
-    """``ink`` without the patches that are too small to belong to the digit."""
-    from scipy import ndimage
-
-    patches, count = ndimage.label(ink > INK, structure=np.ones((3, 3)))
-    if count == 0:
-        raise EmptyImageError("nothing is drawn on the image")
-    amounts = ndimage.sum_labels(ink, patches, np.arange(count + 1))
-    least = min(SPECK * float(amounts[1:].sum()), float(amounts[1:].max()))  # of many specks the largest stay
-    amounts[0] = least  # and so do the faint edges around a digit
-    kept: Grey = np.where((amounts >= least)[patches], ink, 0)
-    return kept
 
 
 def scaled(box: Grey) -> Grey:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 import imports
 from common.files import UsageError
 from image_data.fetch import CONNECT_SECONDS, DataError, read_sums, sha256_of
+from image_data.form import FORMATS, read_grey, to_mnist
 
 MAX_CLASSES = 10
 TEST_SHARE = 6  # where there are no test images, every sixth of each class is held out
@@ -195,7 +196,7 @@ def _pictures(folder: Path, form: str) -> Part:
             try:  # each at once in its small form: thousands of photos would fill the memory
                 with Image.open(path) as image:
                     kinds.setdefault(f"{image.width}x{image.height} {image.mode}", path)
-                    images.append(_brought(_grey(image, path), form))
+                    images.append(_brought(_grey(image, path, form), form))
             except Exception as error:  # what a damaged file makes the decoders raise may be anything
                 reason = str(error).splitlines()[0]
                 raise UsageError(f"dataset: {path} is no image that can be read: {reason}") from None
@@ -208,20 +209,16 @@ def _pictures(folder: Path, form: str) -> Part:
     return np.stack(images), labels
 
 
-def _grey(image: Image.Image, path: str) -> Any:
+def _grey(image: Image.Image, path: str, form: str) -> Any:
     """Its grey levels [H, W]: what is transparent and how it lies as ``read_grey`` takes it, who predicts."""
-    from image_data.form import FORMATS, read_grey
-
     if image.mode == "L" or image.format not in FORMATS:
         return np.asarray(image.convert("L"))
-    return read_grey(path)
+    return read_grey(path, mixed=form == "mnist")
 
 
 def read_picture(source: bytes | str, form: str) -> NDArray[np.uint8]:
     """A picture as a network takes it, uint8 [28, 28]: whole, or in MNIST's form. Raises as ``image_data.form``."""
-    from image_data.form import read_grey, to_mnist
-
-    grey = read_grey(source)
+    grey = read_grey(source, mixed=form == "mnist")
     if form == "mnist":
         return to_mnist(grey)
     return _brought(grey, form)
@@ -233,8 +230,6 @@ def _brought(grey: Any, form: str) -> NDArray[np.uint8]:
     if levels.shape == (SIDE, SIDE):
         return levels
     if form == "mnist":
-        from image_data.form import to_mnist
-
         return to_mnist(levels)
     paper = int(np.median(np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]])))
     method = Image.Resampling.BOX if max(levels.shape) > SIDE else Image.Resampling.BICUBIC

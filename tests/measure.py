@@ -1,6 +1,7 @@
 """What the page is held to, measured: on digits that are drawn large, by the clock, under a crowd, beside a training.
 
     python -m tests.measure drawings         # 1,000 test digits in eight variations through the API
+    python -m tests.measure photos           # test digits as people photograph them, in sixteen conditions
     python -m tests.measure strokes          # from stroke to answer, in Chromium
     python -m tests.measure clients          # 50 clients at once for 30 s
     python -m tests.measure watched          # a training with and without a page that watches it
@@ -9,6 +10,7 @@ The last three time things: let nothing else run meanwhile. ``strokes`` and ``wa
 """
 
 import argparse
+import contextlib
 import http.client
 import io
 import statistics
@@ -77,14 +79,19 @@ def png(canvas: Canvas) -> bytes:
     return buffer.getvalue()
 
 
-def accuracy_of_drawings(address: str, count: int, data_dir: str | None = None) -> dict[str, dict[str, float]]:
-    """Percent right of ``count`` test digits, drawn: variation -> network -> accuracy."""
+def test_digits(count: int, data_dir: str | None = None) -> tuple[Canvas, list[int]]:  # noqa: PT028  # no test
+    """``count`` test digits, always the same, and what they are."""
     from data_utils import load_images
     from imports import torch
 
     images, labels = load_images(PROJECT_DIR / "data" if data_dir is None else data_dir, train=False)
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))[:count]
-    digits, truth = images[chosen].numpy(), labels[chosen].tolist()
+    return images[chosen].numpy(), labels[chosen].tolist()
+
+
+def accuracy_of_drawings(address: str, count: int, data_dir: str | None = None) -> dict[str, dict[str, float]]:
+    """Percent right of ``count`` test digits, drawn: variation -> network -> accuracy."""
+    digits, truth = test_digits(count, data_dir)
 
     def of_variation(vary: Callable[[Canvas], Canvas]) -> dict[str, float]:
         right: dict[str, int] = {}
@@ -107,12 +114,47 @@ def drawings(args: argparse.Namespace) -> int:
     """The subcommand: a table, a variation a row."""
     with serving() as (address, _):
         found = accuracy_of_drawings(address, args.count)
-    means = mean_over_variations(found)
     print(f"{args.count:,} test digits drawn on {CANVAS} x {CANVAS} pixels, right answers [%]")
+    print_table(found)
+    return 0
+
+
+def accuracy_of_photos(count: int, data_dir: str | None = None) -> dict[str, dict[str, float]]:
+    """Percent right of ``count`` test digits, photographed: condition -> network -> accuracy."""
+    from image_data.form import EmptyImageError, read_grey, to_mnist
+    from tests.photographs import CONDITIONS, photograph
+    from tools.networks import Networks, probabilities
+
+    digits, truth = test_digits(count, data_dir)
+    networks = Networks().all()
+    found = {}
+    for number, condition in enumerate(CONDITIONS):
+        forms = {}
+        for place, digit in enumerate(digits):
+            with contextlib.suppress(EmptyImageError):
+                picture = photograph(condition, digit, np.random.default_rng([SEED, number, place]))
+                forms[place] = to_mnist(read_grey(picture))
+        found[condition] = {}
+        for network in networks:
+            rows = probabilities(network, list(forms.values()))
+            right = sum(int(np.argmax(row)) == truth[place] for place, row in zip(forms, rows, strict=True))
+            found[condition][network.name] = 100 * right / count
+    return found
+
+
+def photos(args: argparse.Namespace) -> int:
+    """The subcommand: a table, a condition a row."""
+    found = accuracy_of_photos(args.count)
+    print(f"{args.count:,} test digits photographed, right answers [%]")
+    print_table(found)
+    return 0
+
+
+def print_table(found: dict[str, dict[str, float]]) -> None:
+    means = mean_over_variations(found)
     print(f"{'':<22}" + "".join(f"{name:>16}" for name in means))
     for variation, row in {**found, "all": means}.items():
         print(f"{variation:<22}" + "".join(f"{accuracy:>16.2f}" for accuracy in row.values()))
-    return 0
 
 
 def strokes(args: argparse.Namespace) -> int:
@@ -241,6 +283,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
     for function, what, flags in (
         (drawings, "test digits drawn large, through the API", {"count": (1000, "how many digits")}),
+        (photos, "test digits as people photograph them", {"count": (200, "how many digits")}),
         (strokes, "from stroke to answer, in Chromium", {"rounds": (5, "how often each of four digits is drawn")}),
         (clients, "many clients at once", {"count": (50, "how many clients"), "seconds": (30, "how long")}),
         (
