@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from image_data.errors import MIN_CONTRAST, ImageError, TooLargeError
-from image_data.errors import EmptyImageError as EmptyImageError  # to be had from here too
+from image_data.errors import MIN_CONTRAST
+from image_data.errors import EmptyImageError as EmptyImageError  # the errors are to be had from here too
+from image_data.errors import ImageError as ImageError
+from image_data.errors import TooLargeError as TooLargeError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 10 << 20  # of a file

@@ -84,7 +84,7 @@ def expanded(path: str) -> list[str]:
 
 def read_all(paths: Sequence[str], form: str) -> "tuple[dict[str, MnistImage | None], list[str]]":
     """The images by their names (None: nothing is drawn), and a line for each that cannot be read, if some can."""
-    from image_data.form import EmptyImageError, ImageError
+    from image_data.errors import EmptyImageError, ImageError
     from image_data.readers import read_csv, read_picture
 
     found: dict[str, MnistImage | None] = {}

@@ -14,7 +14,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
 from common.files import UsageError
-from image_data.form import MAX_BYTES, EmptyImageError, ImageError, MnistImage, TooLargeError
+from image_data.errors import EmptyImageError, ImageError, TooLargeError
+from image_data.form import MAX_BYTES, MnistImage
 from image_data.readers import read_picture
 from tools.compare.comparer import RunRow, mnist_test_digits
 from tools.networks import Network, probabilities
