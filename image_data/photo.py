@@ -141,7 +141,7 @@ def is_drawn(grey: Grey, difference: Grey, plain: int | None) -> bool:
     edges = np.abs(np.concatenate(edges_of(difference if plain is None else grey - plain)))
     bare, off = float((edges < 2).mean()), np.abs(difference)
     thickest = float(cv2.distanceTransform((off > 0.3 * off.max()).astype(np.uint8), cv2.DIST_L2, 3).max())
-    return spread(edges) < 0.75 and bare > 0.6 and (bare > 0.95 or thickest < STROKE * min(grey.shape))
+    return spread(edges) < 0.75 and bare > 0.6 and (bare > 0.8 or thickest < STROKE * min(grey.shape))
 
 
 def absorbed(grey: Grey, sheet: Mask | None) -> Grey:
