@@ -2,6 +2,7 @@
 
     image = to_mnist(read_grey("seven.png"))     # uint8 [28, 28], white on black
     image = to_mnist(canvas)                     # any grey levels [H, W], dark on light or light on dark
+    page = read_page("numbers.jpg")              # every digit of a picture, with its box
 
 As MNIST was made (LeCun et al. 1998, "Gradient-based learning applied to document recognition", section III-A): the
 digit's bounding box is scaled to fit 20x20 pixels with its proportions kept and its edges antialiased, and stands in
@@ -9,9 +10,12 @@ digit's bounding box is scaled to fit 20x20 pixels with its proportions kept and
 """
 
 import io
+import itertools
 import os
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +26,59 @@ from image_data.errors import EmptyImageError as EmptyImageError  # the errors a
 from image_data.errors import ImageError as ImageError
 from image_data.errors import TooLargeError as TooLargeError
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+if TYPE_CHECKING:
+    from image_data.groups import Digit
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # and HEIC, where pillow-heif is installed
+HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1")  # what such a file begins with, but for its length and ``ftyp``
 MAX_BYTES = 10 << 20  # of a file
 MAX_PIXELS = 25_000_000  # of an image; what a phone takes has 12 million
 WORKING_SIDE = 1120  # pixels; a larger image is averaged down to this first
 DIGIT_SIDE, MNIST_SIDE = 20, 28
 Grey = NDArray[np.float32]
 MnistImage = NDArray[np.uint8]
+Box = tuple[int, int, int, int]  # left, top, width, height
+
+
+@dataclass(frozen=True)
+class Page:
+    """The digits on a picture in reading order: lines from top to bottom, each from left to right."""
+
+    width: int  # pixels of the picture as it is shown
+    height: int
+    images: list[MnistImage]  # of each digit, in MNIST's form
+    boxes: list[Box]  # where it lies, in the picture's pixels
+    lines: list[int]  # which line it stands in, from 0 on
+    largest: int = 0  # which of them is the largest
+
+    @classmethod
+    def of(cls, image: MnistImage) -> "Page":
+        """Of an image that is in its form already, whole."""
+        return cls(MNIST_SIDE, MNIST_SIDE, [image], [(0, 0, MNIST_SIDE, MNIST_SIDE)], [0])
+
+    def text(self, signs: Sequence[str]) -> str:
+        """What is read, of the digits' ``signs``: a line for each line."""
+        found = itertools.groupby(zip(self.lines, signs, strict=True), lambda pair: pair[0])
+        return "\n".join("".join(sign for _, sign in line) for _, line in found)
+
+
+def read_page(source: bytes | str | os.PathLike[str]) -> Page:
+    """The digits of an image file. Raises as ``read_grey``, and EmptyImageError if nothing is drawn on it."""
+    grey, (width, height) = _read(source, True)
+    digits = _digits_of(grey)
+    across, down = width / grey.shape[1], height / grey.shape[0]
+
+    def scaled_up(box: Box) -> Box:
+        left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+        left, top, right, bottom = round(left * across), round(top * down), round(right * across), round(bottom * down)
+        return left, top, right - left, bottom - top
+
+    boxes, lines = [scaled_up(digit.box) for digit in digits], [digit.line for digit in digits]
+    return Page(width, height, [_in_form(digit) for digit in digits], boxes, lines, _largest(digits))
 
 
 def read_grey(source: bytes | str | os.PathLike[str], mixed: bool = True) -> Grey:
-    """The grey levels 0-255, float32 [H, W], of a PNG, JPEG or WebP image, no side longer than ``WORKING_SIDE``.
+    """The grey levels 0-255, float32 [H, W], of an image file of ``FORMATS``, no side longer than ``WORKING_SIDE``.
 
     Size and format are looked at before anything is unpacked, so that a small file cannot fill the memory. What is
     transparent becomes paper: white under dark ink, black under light ink.
@@ -45,17 +91,26 @@ def read_grey(source: bytes | str | os.PathLike[str], mixed: bool = True) -> Gre
         ImageError: it is damaged, or of another format.
         OSError: the file cannot be read.
     """
+    return _read(source, mixed)[0]
+
+
+def _read(source: bytes | str | os.PathLike[str], mixed: bool) -> tuple[Grey, tuple[int, int]]:
+    """The grey levels, and width and height of the picture as it is shown."""
     data = source if isinstance(source, bytes) else _read_file(source)
     if len(data) > MAX_BYTES:
         raise TooLargeError(f"the image has {len(data):,} bytes; at most {MAX_BYTES:,} are allowed")
+    formats = _heif() if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS else FORMATS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own, of sizes that are looked at below
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise TooLargeError(f"the image has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} in all")
+            image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise TooLargeError(f"the image has {width} x {height} pixels; at most {MAX_PIXELS:,} in all")
         image.draft(None, (WORKING_SIDE, WORKING_SIDE))  # lets a JPEG be unpacked at a fraction of its size
-        return _grey(ImageOps.exif_transpose(image), mixed)
+        turned = ImageOps.exif_transpose(image)
+        shown = (height, width) if (turned.width > turned.height) != (width > height) else (width, height)
+        return _grey(turned, mixed), shown
     except Image.DecompressionBombError:
         raise TooLargeError(f"the image has too many pixels; at most {MAX_PIXELS:,} are allowed") from None
     except UnidentifiedImageError:
@@ -64,6 +119,16 @@ def read_grey(source: bytes | str | os.PathLike[str], mixed: bool = True) -> Gre
         raise
     except Exception as error:  # what a damaged file makes the decoders raise may be anything
         raise ImageError(f"the image is damaged: {str(error) or type(error).__name__}") from None
+
+
+def _heif() -> tuple[str, ...]:
+    """The format of what phones take, which a package of its own lets Pillow read."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ImageError("this is a HEIC image; pip install pillow-heif lets it be read") from None
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:
@@ -107,7 +172,7 @@ def _on_paper(grey_alpha: Grey) -> Grey:
 
 
 def to_mnist(grey: NDArray[Any]) -> MnistImage:
-    """Bring a digit into MNIST's form.
+    """Bring a digit into MNIST's form: of several the largest.
 
     Args:
         grey: grey levels 0-255 [H, W], dark on light or light on dark; what lies along the edge is the paper.
@@ -118,12 +183,22 @@ def to_mnist(grey: NDArray[Any]) -> MnistImage:
     Raises:
         EmptyImageError: nothing is drawn on it.
     """
-    from image_data import photo
+    digits = _digits_of(grey)
+    return _in_form(digits[_largest(digits)])
 
-    ink = photo.without_specks(photo.ink_of(np.asarray(grey, dtype=np.float32)))
-    rows, columns = (np.flatnonzero((ink > photo.INK).any(axis=axis)) for axis in (1, 0))
-    box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return centred(scaled(box))
+
+def _digits_of(grey: NDArray[Any]) -> "list[Digit]":
+    from image_data import groups, photo  # they load OpenCV, which reading files does without
+
+    return groups.digits_in(photo.ink_of(np.asarray(grey, dtype=np.float32)))
+
+
+def _largest(digits: "Sequence[Digit]") -> int:
+    return max(range(len(digits)), key=lambda place: float(digits[place].ink.sum()))
+
+
+def _in_form(digit: "Digit") -> MnistImage:
+    return centred(scaled(digit.ink))
 
 
 def scaled(box: Grey) -> Grey:

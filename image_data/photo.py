@@ -47,11 +47,13 @@ def ink_of(grey: Grey) -> Grey:
     Raises:
         EmptyImageError: there is no more contrast than an empty sheet's.
     """
-    common = int(np.bincount(np.concatenate(edges_of(grey)).astype(np.uint8)).argmax())
+    edges = np.concatenate(edges_of(grey))
+    common = int(np.bincount(edges.astype(np.uint8)).argmax())
     plain = common if float((grey == common).mean()) > EVEN else None  # the level of a paper without any grain
     rows, columns = within_margins(grey, plain)
     inner = np.ascontiguousarray(grey[rows, columns])
-    sheet = sheet_of(inner)
+    bare = float((edges == common).mean()) > 0.9 and float((grey == common).mean()) > 0.7  # no room for a sheet on it
+    sheet = None if bare else sheet_of(inner)
     found = inner - paper_of(inner)
     drawn = sheet is None and is_drawn(inner, found, plain) and contrast_of(np.abs(found), MIN_CONTRAST) >= MIN_CONTRAST
     if drawn:
@@ -67,15 +69,14 @@ def ink_of(grey: Grey) -> Grey:
     noise = 4 * grain / contrast
     clear: Grey = np.clip((found / contrast - noise) / max(1 - noise, 0.1), 0, 1)
     ink = np.zeros_like(grey)
-    ink[rows, columns] = without_lines(clear, 0.995) if drawn else without_lines(strokes_of(clear, sheet), 0.7)
+    ink[rows, columns] = without_lines(clear, 0.995) if drawn else strokes_of(without_lines(clear, 0.7), sheet)
     return ink
 
 
 def contrast_of(found: Grey, least: float) -> float:
     """The darkest ink, but for stray pixels of a photo; if that is less than ``least``, a dot's on a large sheet."""
-    brightest = 1 + found.size // 1000
-    contrast = float(np.partition(found, -brightest, axis=None)[-brightest])
-    return contrast if contrast >= least else float(found.max())
+    most, ink = found.size // 1000, np.sort(found[found >= least])
+    return float(ink[-1 - most]) if len(ink) > most else float(found.max())
 
 
 def spread(paper: Grey) -> float:
@@ -111,6 +112,9 @@ def within_margins(grey: Grey, plain: int | None) -> tuple[slice, slice]:
     found, paper = [], float(np.median(grey)) if plain is None else plain
     parts = (0.5,) if plain is None else (0.1, 0.5, 0.9)  # a stroke of a drawing is not as long as the edge
     for axis in (1, 0):
+        if (np.abs(np.quantile(grey.take((0, -1), 1 - axis), parts, axis=axis) - paper) < MIN_CONTRAST).any(0).all():
+            found.append(slice(0, grey.shape[1 - axis]))  # paper lies along both edges
+            continue
         lines = np.quantile(grey, parts, axis=axis)  # of each row, then of each column
         most = round(MARGIN * lines.shape[1])
         ends = []
@@ -264,7 +268,7 @@ def without_rules(ink: Grey, share: float) -> Grey:
     dark = (ink > INK).astype(np.uint8)
     height, width = ink.shape
     shorter = min(height, width)
-    if shorter < 100:
+    if shorter < 100 or (share > 0.9 and max(float(edge.max()) for edge in edges_of(ink)) <= INK):
         return ink
     found = cv2.HoughLinesP(
         255 * dark, 1, np.pi / 720, shorter // 4, minLineLength=0.4 * shorter, maxLineGap=0.04 * shorter
@@ -316,14 +320,3 @@ def without_frames(ink: Grey) -> Grey:
         if along.mean() > 0.95 and cv2.contourArea(hull) > 0.9 * cv2.contourArea(corners):
             ink = np.where(labels == label, 0, ink)
     return ink
-
-
-def without_specks(ink: Grey) -> Grey:
-    """``ink`` without the patches that are too small to belong to the digit."""
-    count, patches = cv2.connectedComponents((ink > INK).astype(np.uint8))
-    if count == 1:
-        raise EmptyImageError("nothing is drawn on the image")
-    amounts = np.bincount(patches.ravel(), ink.ravel(), count)
-    least = min(SPECK * float(amounts[1:].sum()), float(amounts[1:].max()))  # of many specks the largest stay
-    amounts[0] = least  # and so do the faint edges around a digit
-    return np.where((amounts >= least)[patches], ink, 0)

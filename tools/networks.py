@@ -7,19 +7,21 @@ networks = Networks("results").all()              # every one under a folder, lo
 
 import contextlib
 import functools
+import io
 import json
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from common.cli import silent
 from common.files import DamagedFileError, RunFiles, UsageError, existing_runs
 from common.results import Metrics, OutputDir, wrong_fields
-from data_utils import MEAN, STD, Batch, load_images, normalize
+from data_utils import MEAN, STD, Batch, load_images
 from image_data.facts import MNIST, DataSet
 from image_data.form import MnistImage
 from imports import F, nn, torch
@@ -29,6 +31,9 @@ from tools.voting import METHODS, Ensemble
 from training.config import TrainConfig, same_data
 from visualization import count_parameters, load_metrics_json, load_model_params
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 T = TypeVar("T")
 
 ENSEMBLE_COMMAND = "python -m tools.ensemble"
@@ -37,6 +42,7 @@ _ENSEMBLE_TYPES: dict[str, Any] = {
     **{"method": str, "temperature": float, "models": list[str], "weights": list[float]},
     **{"accuracy": float, "parameters": int, "members": list[str]},
 }
+AT_ONCE = 256  # images a network is asked of: what lies between its layers takes memory
 NOT_ENSEMBLES = ("_metrics.json", "_evaluation.json", "_export.json")
 
 
@@ -58,6 +64,30 @@ class Network:
     @functools.cached_property
     def latency_ms(self) -> float:
         return round(forward_ms(self.model), 3)
+
+    @functools.cached_property
+    def session(self) -> "onnxruntime.InferenceSession":
+        """The network as ONNX Runtime computes it, on one thread: several times as fast for an image as PyTorch.
+
+        From uint8 [N, 1, 28, 28] to probabilities [N, 10]. By PyTorch's older exporter, which takes 20 ms; the newer
+        one takes a second.
+        """
+        import onnxruntime
+
+        contents, example = io.BytesIO(), torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's, of its age
+            torch.onnx.export(
+                Deployed(self.model).eval(),
+                (example,),
+                contents,  # type: ignore[arg-type]  # a file in memory too
+                input_names=["image"],
+                dynamic_axes={"image": {0: "N"}},
+                dynamo=False,
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        return onnxruntime.InferenceSession(contents.getvalue(), options, providers=["CPUExecutionProvider"])
 
 
 def load_network(name: str, output_dir: OutputDir = None, kind: str | None = None, model: str | None = None) -> Network:
@@ -287,9 +317,37 @@ class Networks:
         return [ensemble_file(files)]
 
 
+class Deployed(nn.Module):
+    """A network with all that an app would have to do around it: uint8 [N, 1, 28, 28] -> probabilities [N, 10].
+
+    Args:
+        network: normalised [N, 1, 28, 28] -> log-probabilities [N, 10].
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        # As large as an image, though one number would do: XNNPACK then refuses an image of another size, where
+        # the convolutions and the pooling would take it.
+        self.register_buffer("mean", torch.full((1, 1, 28, 28), 255 * MEAN))
+        self.register_buffer("std", torch.full((1, 1, 1, 1), 255 * STD))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        log_probabilities: torch.Tensor = self.network((image.float() - self.mean) / self.std)
+        return log_probabilities.exp()
+
+
 def probabilities(network: Network, images: Sequence[MnistImage]) -> list[list[float]]:
     """What ``network`` makes of images in MNIST's form: the ten outputs' probabilities, an image a row."""
-    batch = normalize(torch.from_numpy(np.stack(images)).unsqueeze(1).float())
-    with torch.inference_mode():
-        rows: list[list[float]] = network.model(batch).exp().tolist()
+    rows: list[list[float]] = []
+    for first in range(0, len(images), AT_ONCE):
+        batch = np.stack(images[first : first + AT_ONCE])[:, None]
+        rows += network.session.run(None, {"image": batch})[0].tolist()
     return rows
+
+
+def unsure_of(network: Network, images: Sequence[MnistImage], rows: list[list[float]]) -> list[bool]:
+    return [False for _ in images]

@@ -1,6 +1,8 @@
 import io
+import sys
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from image_data import form
 from image_data.form import EmptyImageError, ImageError, TooLargeError, read_grey, to_mnist
 from tests.measure import placed
+
+pillow_heif.register_heif_opener()
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -129,13 +133,23 @@ def test_many_dots_are_a_drawing():
     assert max(box_of(to_mnist(canvas))) == 20
 
 
+def test_heic_needs_a_package(monkeypatch):
+    data = encoded(Image.new("RGB", (64, 64)), "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match="pip install pillow-heif"):
+        read_grey(data)
+
+
 def test_a_dot_is_a_drawing():
     canvas = np.zeros((280, 280), dtype=np.uint8)
     canvas[100:108, 100:108] = 255
     assert box_of(to_mnist(canvas)) == (20, 20)
 
 
-@pytest.mark.parametrize(("form", "tolerance"), [("PNG", 0), ("WEBP", 12), ("JPEG", 12)])
+LOSSLESS = [(form, 0) for form in ("PNG", "BMP", "GIF", "TIFF")]
+
+
+@pytest.mark.parametrize(("form", "tolerance"), [*LOSSLESS, ("WEBP", 12), ("JPEG", 12), ("HEIF", 12)])
 def test_formats(form, tolerance):
     canvas = np.zeros((120, 100), dtype=np.uint8)
     canvas[20:100, 40:60] = 255
@@ -181,9 +195,9 @@ def test_a_decompression_bomb_is_refused_unopened():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "no PNG, JPEG or WEBP image"),
-        (b"hello", "no PNG, JPEG or WEBP image"),
-        (encoded(Image.new("L", (9, 9)), "GIF"), "no PNG, JPEG or WEBP image"),
+        (b"", "no PNG, JPEG, WEBP, BMP, GIF or TIFF image"),
+        (b"hello", "no PNG, JPEG, WEBP, BMP, GIF or TIFF image"),
+        (encoded(Image.new("L", (9, 9)), "PPM"), "no PNG, JPEG, WEBP, BMP, GIF or TIFF image"),
         (encoded(Image.effect_noise((90, 90), 50))[:2000], "damaged"),
     ],
 )

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -32,6 +33,27 @@ def test_a_table_of_digits(scans, shipped_project, capsys):
     assert [line.split()[0] for line in lines] == scans
     assert [line.split()[1] for line in lines] == [path[-5] for path in scans]
     assert all(90 < float(line.split()[2].rstrip("%")) <= 100 for line in lines)
+
+
+def test_a_number_is_read(shipped_project, capsys):
+    cases = [str(PROJECT_DIR / "tests" / "cases" / f"{name}.png") for name in ("407", "lamp_10")]
+    assert predict.main([*cases, "--name", "mnist_model_3", "--output_dir", str(shipped_project)]) == 0
+    _, *rows, empty, reads, text = capsys.readouterr().out.splitlines()
+    assert [row.split()[:2] for row in rows] == [[cases[0], "4"], [cases[0], "0"], [cases[0], "7"], [cases[1], "7"]]
+    assert [row.split(", ")[-1] for row in rows[:3:2]] == ["147x303 pixels at 54,98", "148x309 pixels at 760,94"]
+    assert (empty, reads, text) == ("", f"{cases[0]} reads", "407")
+
+
+def test_json(scans, shipped_project, tmp_path, capsys):
+    Image.new("L", (50, 50), 255).save(tmp_path / "empty.png")
+    case = str(PROJECT_DIR / "tests" / "cases" / "seventyseven.png")
+    arguments = [scans[0], case, str(tmp_path / "empty.png"), "--json", "--output_dir", str(shipped_project)]
+    assert predict.main(arguments) == 0
+    one, several, none = json.loads(capsys.readouterr().out)
+    assert (one["image"], one["text"], none["text"], none["digits"]) == (scans[0], scans[0][-5], "", [])
+    assert several["text"] == "77"
+    assert [digit["box"] for digit in several["digits"]] == [[180, 144, 137, 209], [580, 144, 137, 209]]
+    assert all(digit["digit"] == 7 and digit["confidence"] > 0.9 for digit in several["digits"])
 
 
 def test_an_empty_image_has_no_digit(scans, shipped_project, tmp_path, capsys):
@@ -78,7 +100,7 @@ def test_a_console_that_lacks_a_character(scans, shipped_project, tmp_path, monk
     [
         ([], "the following arguments are required: IMAGE"),
         (["absent.png"], "absent.png is no file"),
-        (["{folder}/text.png"], "text.png: this is no PNG, JPEG or WEBP image"),
+        (["{folder}/text.png"], "text.png: this is no PNG, JPEG, WEBP, BMP, GIF or TIFF image"),
         (["{folder}/0_is_7.png", "--name", "../x"], "name: '../x' is not allowed"),
         (["{folder}/0_is_7.png", "--name", "none", "--output_dir", "{folder}"], "none_metrics.json does not exist"),
     ],

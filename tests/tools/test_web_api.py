@@ -1,7 +1,10 @@
 """The page's API and its safety, against the server that the command starts."""
 
 import http.client
+import io
 import json
+from base64 import b64decode
+from itertools import pairwise
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -13,6 +16,7 @@ from common.files import PROJECT_DIR
 from image_data.form import MAX_BYTES, to_mnist
 from tests.browser import ask, connected
 from tests.measure import VARIATIONS, accuracy_of_drawings, drawn, mean_over_variations, placed, png
+from tests.photographs import page
 
 NAMES = ["mnist_model_1", "mnist_model_2", "mnist_model_3"]
 DRAWING = png(placed(np.full((200, 40), 255, dtype=np.uint8)))
@@ -71,6 +75,45 @@ def test_digits_drawn_large(server, mnist, digits, best, worst):
     assert min(min(row.values()) for row in found.values()) >= worst
 
 
+@pytest.mark.parametrize("name", ["", "?name=mnist_model_2"])
+def test_a_page_of_numbers(server, test_set, name):
+    images, labels = test_set
+    rows = [[images[3 * line + place].numpy() for place in range(3)] for line in range(2)]
+    body = page(rows, np.random.default_rng(3))
+    status, _, found = request(server, "POST", f"/api/read{name}", body, Content_Type="image/jpeg")
+    assert status == 200
+    answer = json.loads(found)
+    truth = "".join(str(int(label)) for label in labels[:6])
+    assert answer["text"] == f"{truth[:3]}\n{truth[3:]}"
+    assert answer["name"] == (name.partition("=")[2] or NAMES[0])
+    assert [digit["line"] for digit in answer["digits"]] == [0] * 3 + [1] * 3
+    with Image.open(io.BytesIO(body)) as image:
+        assert (answer["width"], answer["height"]) == image.size
+    for digit, after in pairwise(answer["digits"][:3]):
+        left, _, width, height = digit["box"]
+        assert left + width < after["box"][0]
+        assert 40 < height < 150
+        raw = b64decode(digit["form"])
+        with connected(server) as connection:
+            again = ask(connection, raw, "application/octet-stream")["predictions"][answer["name"]]
+        assert (again["digit"], max(again["probabilities"])) == (digit["digit"], digit["confidence"])
+    with connected(server) as connection:
+        assert ask(connection, body, "image/jpeg")["count"] == 6
+
+
+def test_reading_what_is_not_there(server):
+    found = [
+        request(server, "POST", f"/api/read{query}", body, Content_Type=kind)
+        for query, body, kind in (
+            ("", png(np.full((90, 90), 255, dtype=np.uint8)), "image/png"),
+            ("?name=nobody", DRAWING, "image/png"),
+            ("", bytes(784), "application/octet-stream"),
+        )
+    ]
+    assert [status for status, _, _ in found] == [422, 404, 415]
+    assert "there is no network nobody for drawings" in detail(found[1][2])
+
+
 def test_models_and_runs(server):
     _, _, body = request(server, path="/api/models")
     assert [(model["name"], model["parameters"]) for model in json.loads(body)] == list(
@@ -121,11 +164,11 @@ def test_the_page_s_python_example(server, test_set, tmp_path, monkeypatch, caps
         ("image/png", png(np.zeros((280, 280), dtype=np.uint8)), 422, "nothing is drawn"),
         ("application/octet-stream", bytes(784), 422, "nothing is drawn"),
         ("application/octet-stream", bytes(783), 422, "must be 784"),
-        ("image/png", b"", 422, "no PNG, JPEG or WEBP image"),
+        ("image/png", b"", 422, "no PNG, JPEG, WEBP, BMP, GIF or TIFF image"),
         ("image/png", DRAWING[:60], 422, "damaged"),
         ("image/png", b"GIF89a" + bytes(100), 422, "no PNG"),
         ("image/jpeg", bytes(MAX_BYTES + 1), 413, "too long"),
-        ("image/gif", DRAWING, 415, "'image/gif' is not allowed"),
+        ("image/svg+xml", DRAWING, 415, "'image/svg+xml' is not allowed"),
         ("application/json", b"{}", 415, "is not allowed"),
         ("", DRAWING, 415, "is not allowed"),
     ],

@@ -16,8 +16,8 @@ from common.files import RunFiles, atomic_write
 from data_utils import split_indices
 from image_data.fetch import sha256_of
 from imports import Figure, MaxNLocator, torch
-from tools.export.formats import FORMATS, Deployed, Format, Runner
-from tools.networks import images_of, load_network
+from tools.export.formats import FORMATS, Format, Runner
+from tools.networks import Deployed, images_of, load_network
 from tools.output import write_figure, write_json
 from tools.timing import seconds_of
 from training.machine import environment

@@ -22,8 +22,8 @@ from executorch.runtime import Runtime
 from onnxruntime.quantization import QuantType, quant_pre_process, quantize_static
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from data_utils import MEAN, STD
 from imports import nn, torch
+from tools.networks import Deployed
 
 # ExecuTorch plans its memory when a file is made, for the most images that it will ever get at once.
 MAX_BATCH = 100
@@ -31,29 +31,6 @@ MAX_BATCH = 100
 Metadata = dict[str, str]
 Maker = Callable[[Metadata], bytes]  # of a file with these words in it
 Runner = Callable[[torch.Tensor], torch.Tensor]  # uint8 [N, 1, 28, 28] -> float32 [N, 10]
-
-
-class Deployed(nn.Module):
-    """A network with all that an app would have to do around it: uint8 [N, 1, 28, 28] -> probabilities [N, 10].
-
-    Args:
-        network: normalised [N, 1, 28, 28] -> log-probabilities [N, 10].
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        # As large as an image, though one number would do: XNNPACK then refuses an image of another size, where
-        # the convolutions and the pooling would take it.
-        self.register_buffer("mean", torch.full((1, 1, 28, 28), 255 * MEAN))
-        self.register_buffer("std", torch.full((1, 1, 1, 1), 255 * STD))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        log_probabilities: torch.Tensor = self.network((image.float() - self.mean) / self.std)
-        return log_probabilities.exp()
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ async def look_inside(request: Request, server: TheServer, network: Annotated[st
     if request.headers.get("content-type", "") != RAW_TYPE:
         raise HTTPException(415, f"send {RAW_TYPE}")
     async with server.inference.place():
-        image = mnist_form(RAW_TYPE, await read_body(request, MNIST_BYTES))
+        image = mnist_form(await read_body(request, MNIST_BYTES))
 
         def work() -> Inside:
             for asked in server.answering_networks():

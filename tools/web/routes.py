@@ -3,7 +3,8 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -15,23 +16,19 @@ from pydantic import BaseModel, Field
 
 from common.files import UsageError
 from image_data.errors import EmptyImageError, ImageError, TooLargeError
-from image_data.form import MAX_BYTES, MnistImage
+from image_data.form import MAX_BYTES, Box, MnistImage, read_page
 from image_data.readers import read_picture
 from tools.compare.comparer import RunRow, mnist_test_digits
-from tools.networks import Network, probabilities
+from tools.networks import Network, probabilities, unsure_of
 from tools.web.live import LOOK_SECONDS
-from tools.web.server import Server, TheServer, problems, read_body
+from tools.web.server import Result, Server, TheServer, problems, read_body
 
 MNIST_BYTES = 784
 RAW_TYPE = "application/octet-stream"
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
-IMAGE_SCHEMA = {"schema": {"type": "string", "format": "binary"}}
+IMAGE_TYPES = tuple(f"image/{kind}" for kind in ("png", "jpeg", "webp", "bmp", "gif", "tiff", "heic", "heif"))
+IMAGE_CONTENT: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES}
 RAW_SCHEMA = {"schema": {"type": "string", "format": "binary", "minLength": MNIST_BYTES, "maxLength": MNIST_BYTES}}
-BODY_SCHEMA = {
-    "required": True,
-    "description": "A PNG, JPEG or WebP image, or 784 raw bytes in MNIST's form.",
-    "content": {**dict.fromkeys(IMAGE_TYPES, IMAGE_SCHEMA), RAW_TYPE: RAW_SCHEMA},
-}
+BODY = {"required": True, "description": "A drawing or a photo, or (to /api/predict) 784 raw bytes in MNIST's form."}
 
 KNOWN_OF_A_NETWORK = ("name", "kind", "parameters", "accuracy")
 WATCHING = 32  # pages that watch at once
@@ -44,12 +41,14 @@ class Prediction(BaseModel):
 
     digit: int = Field(ge=0, le=9)
     probabilities: list[float] = Field(description="of the digits 0 to 9", min_length=10, max_length=10)
+    unsure: bool = Field(description="whether it may well be no digit at all")
 
 
 class Answer(BaseModel):
     """What all networks answer, and the image that they saw."""
 
     predictions: dict[str, Prediction]
+    count: int = Field(description="how many digits the picture shows")
     input: list[int] = Field(description="28 x 28 grey levels, white on black", min_length=784, max_length=784)
 
 
@@ -71,57 +70,136 @@ class TestDigit(BaseModel):
     pixels: list[int] = Field(description="28 x 28 grey levels, white on black", min_length=784, max_length=784)
 
 
-def mnist_form(content_type: str, body: bytes, form: str = "mnist") -> MnistImage:
-    """The image that networks of data of this ``form`` see, from a request's body; HTTPException 413 or 422 if none."""
-    if content_type == RAW_TYPE:
-        if len(body) != MNIST_BYTES:
-            raise HTTPException(422, f"raw bytes must be {MNIST_BYTES}, 28 rows of 28 grey levels; got {len(body)}")
-        image = np.frombuffer(body, dtype=np.uint8).reshape(28, 28)
-        if not image.any():
-            raise HTTPException(422, "nothing is drawn on the image")
-        return image
-    try:
-        return read_picture(body, form)
-    except TooLargeError as error:
-        raise HTTPException(413, str(error)) from None
-    except (ImageError, EmptyImageError) as error:
-        raise HTTPException(422, str(error)) from None
+class Read(BaseModel):
+    """One of the digits that were read."""
+
+    digit: int = Field(ge=0, le=9)
+    confidence: float = Field(ge=0, le=1)
+    unsure: bool = Field(description="whether it may well be no digit at all")
+    box: Box = Field(description="left, top, width and height in pixels of the picture as shown")
+    line: int = Field(description="which line it stands in, from 0 on")
+    form: str = Field(description="28 x 28 grey levels as the network saw them, white on black, base64")
 
 
-def answer(networks: list[Network], images: Mapping[str, MnistImage]) -> Answer:
-    """Ask every network, each with the image in the form of its data."""
+class Reading(BaseModel):
+    """All digits of a picture in reading order: lines from top to bottom, each from left to right."""
+
+    name: str = Field(description="of the network that answered")
+    text: str = Field(description="a line for each line of the picture")
+    width: int = Field(description="of the picture as shown, in pixels")
+    height: int
+    digits: list[Read]
+
+
+def mnist_form(body: bytes) -> MnistImage:
+    """The image uint8 [28, 28] that raw bytes are; HTTPException 422 if they are none."""
+    if len(body) != MNIST_BYTES:
+        raise HTTPException(422, f"raw bytes must be {MNIST_BYTES}, 28 rows of 28 grey levels; got {len(body)}")
+    image = np.frombuffer(body, dtype=np.uint8).reshape(28, 28)
+    if not image.any():
+        raise HTTPException(422, "nothing is drawn on the image")
+    return image
+
+
+def answer(networks: list[Network], body: bytes, raw: bool) -> Answer:
+    """Ask every network, each with the largest digit of the image in the form of its data."""
+    if raw:
+        image, count = mnist_form(body), 1
+    else:
+        page = read_page(body)
+        image, count = page.images[page.largest], len(page.images)
+    if not networks:
+        raise HTTPException(503, "there is no trained network; train one: python main.py")
     predictions = {}
     for network in networks:
-        (row,) = probabilities(network, [images[network.data.form]])
+        images = [image if raw or network.data.form == "mnist" else read_picture(body, network.data.form)]
+        rows = probabilities(network, images)
+        (unsure,), (row,) = unsure_of(network, images, rows), rows
         digit = max(range(10), key=row.__getitem__)
-        predictions[network.name] = Prediction(digit=digit, probabilities=[round(p, 6) for p in row])
-    return Answer(predictions=predictions, input=images[networks[0].data.form].reshape(-1).tolist())
+        predictions[network.name] = Prediction(digit=digit, probabilities=[round(p, 6) for p in row], unsure=unsure)
+    return Answer(predictions=predictions, input=image.reshape(-1).tolist(), count=count)
+
+
+def reading(networks: list[Network], name: str | None, body: bytes) -> Reading:
+    """What the network of this name, or the first, which is an ensemble if there is one, reads."""
+    asked = [network for network in networks if name in (network.name, None) and network.data.form == "mnist"]
+    if not asked:
+        raise HTTPException(404, f"there is no network {name or ''} for drawings; /api/models lists them")
+    page, network = read_page(body), asked[0]
+    rows = probabilities(network, page.images)
+    best = [max(range(10), key=row.__getitem__) for row in rows]
+    digits = [
+        Read(
+            digit=digit,
+            confidence=round(row[digit], 6),
+            unsure=unsure,
+            box=box,
+            line=line,
+            form=b64encode(image).decode(),
+        )
+        for digit, row, unsure, box, line, image in zip(
+            best, rows, unsure_of(network, page.images, rows), page.boxes, page.lines, page.images, strict=True
+        )
+    ]
+    text = page.text([network.data.classes[digit] for digit in best])
+    return Reading(name=network.name, text=text, width=page.width, height=page.height, digits=digits)
+
+
+async def asked_of(
+    request: Request, server: Server, allowed: Sequence[str], work: Callable[[list[Network], str, bytes], Result]
+) -> Result:
+    """What ``work`` answers to a request's image, its content type one of ``allowed``."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type not in allowed:
+        raise HTTPException(415, f"the content type {content_type!r} is not allowed; send one of {', '.join(allowed)}")
+    async with server.inference.place():
+        body = await read_body(request, MAX_BYTES)
+
+        def read() -> Result:
+            try:
+                return work(server.answering_networks(), content_type, body)
+            except TooLargeError as error:
+                raise HTTPException(413, str(error)) from None
+            except (ImageError, EmptyImageError) as error:
+                raise HTTPException(422, str(error)) from None
+
+        return await server.inference.work(read)
 
 
 @router.post(
     "/predict",
     response_model=Answer,
     responses=problems(403, 408, 413, 415, 422, 503),
-    openapi_extra={"requestBody": BODY_SCHEMA},
+    openapi_extra={"requestBody": {**BODY, "content": {**IMAGE_CONTENT, RAW_TYPE: RAW_SCHEMA}}},
     tags=["predict"],
 )
 async def predict(request: Request, server: TheServer) -> Answer:
-    """Which digit is on an image, by every network."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type not in (*IMAGE_TYPES, RAW_TYPE):
-        allowed = ", ".join((*IMAGE_TYPES, RAW_TYPE))
-        raise HTTPException(415, f"the content type {content_type!r} is not allowed; send one of {allowed}")
-    async with server.inference.place():
-        body = await read_body(request, MAX_BYTES)
+    """Which digit is on an image, by every network; of several the largest."""
 
-        def work() -> Answer:
-            asked = server.answering_networks()
-            images = {form: mnist_form(content_type, body, form) for form in {n.data.form for n in asked} or {"mnist"}}
-            if not asked:
-                raise HTTPException(503, "there is no trained network; train one: python main.py")
-            return answer(asked, images)
+    def work(networks: list[Network], content_type: str, body: bytes) -> Answer:
+        return answer(networks, body, content_type == RAW_TYPE)
 
-        return await server.inference.work(work)
+    return await asked_of(request, server, (*IMAGE_TYPES, RAW_TYPE), work)
+
+
+@router.post(
+    "/read",
+    response_model=Reading,
+    responses=problems(403, 404, 408, 413, 415, 422, 503),
+    openapi_extra={"requestBody": {**BODY, "content": IMAGE_CONTENT}},
+    tags=["predict"],
+)
+async def read(
+    request: Request,
+    server: TheServer,
+    name: Annotated[str | None, Query(max_length=100, description="the network; else the ensemble")] = None,
+) -> Reading:
+    """Which digits are on a picture of one, of a number, or of a page of numbers, by one network."""
+
+    def work(networks: list[Network], _content_type: str, body: bytes) -> Reading:
+        return reading(networks, name, body)
+
+    return await asked_of(request, server, IMAGE_TYPES, work)
 
 
 @router.get("/models", response_model=list[ModelInfo], responses=problems(403, 503), tags=["predict"])
