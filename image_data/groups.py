@@ -36,9 +36,12 @@ def digits_in(ink: Grey) -> list[Digit]:
     Raises:
         EmptyImageError: there is no ink.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((ink > INK).astype(np.uint8))
-    if count == 1:
+    dark = (ink > INK).astype(np.uint8)
+    x, y, width, height = cv2.boundingRect(dark)
+    if not width:
         raise EmptyImageError("nothing is drawn on the image")
+    ink, dark = ink[y : y + height, x : x + width], dark[y : y + height, x : x + width]
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(dark)
     amounts = np.bincount(labels.ravel(), ink.ravel(), count)
     amounts[0] = 0
     least = SPECK * middle(amounts, amounts)
@@ -56,7 +59,7 @@ def digits_in(ink: Grey) -> list[Digit]:
         own[0] = True  # and so do the faint edges around a digit
         left, top, right, bottom = extent(boxes[[place for place in group if own[parts[place]]]]).astype(int)
         there = slice(top, bottom), slice(left, right)
-        digits.append(Digit(left, top, np.where(own[labels[there]], ink[there], 0)))
+        digits.append(Digit(x + left, y + top, np.where(own[labels[there]], ink[there], 0)))
     return in_order(digits)
 
 

@@ -303,6 +303,8 @@ def _without(ink: Grey, line: Any, down: bool, thickest: int) -> Grey:
 def without_frames(ink: Grey) -> Grey:
     """``ink`` without what runs along the four sides of a rectangle around something large."""
     dark = (ink > INK).astype(np.uint8)
+    if cv2.connectedComponents(dark)[0] < 3:  # a fraction of what their boxes take
+        return ink
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(dark)
     for label in range(1, count):
         left, top, width, height, area = boxes[label]

@@ -1,7 +1,8 @@
-"""What the page is held to, measured: on digits that are drawn large, by the clock, under a crowd, beside a training.
+"""What the page is held to, measured: on digits that are drawn or photographed, by the clock, under a crowd, watched.
 
     python -m tests.measure drawings         # 1,000 test digits in eight variations through the API
     python -m tests.measure photos           # test digits as people photograph them, in sixteen conditions
+    python -m tests.measure pages            # photographed pages of three lines of four digits
     python -m tests.measure strokes          # from stroke to answer, in Chromium
     python -m tests.measure clients          # 50 clients at once for 30 s
     python -m tests.measure watched          # a training with and without a page that watches it
@@ -11,6 +12,7 @@ The last three time things: let nothing else run meanwhile. ``strokes`` and ``wa
 
 import argparse
 import contextlib
+import difflib
 import http.client
 import io
 import statistics
@@ -150,10 +152,45 @@ def photos(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_table(found: dict[str, dict[str, float]]) -> None:
+def accuracy_of_pages(count: int, data_dir: str | None = None) -> dict[str, dict[str, float]]:
+    """Percent of digits right and in order, and of pages without a fault, of ``count`` photographed pages.
+
+    A page has three lines of four test digits.
+    """
+    from image_data.form import EmptyImageError, read_page
+    from tests.photographs import page
+    from tools.networks import Networks, probabilities
+
+    digits, truth = test_digits(12 * count, data_dir)
+    networks = Networks().all()
+    found = {kind: dict.fromkeys((network.name for network in networks), 0.0) for kind in ("digits", "whole pages")}
+    for number in range(count):
+        places = [range(12 * number + first, 12 * number + first + 4) for first in (0, 4, 8)]
+        expected = "\n".join("".join(str(truth[place]) for place in line) for line in places)
+        picture = page([[digits[place] for place in line] for line in places], np.random.default_rng([SEED, number]))
+        for network in networks:
+            text = ""
+            with contextlib.suppress(EmptyImageError):
+                seen = read_page(picture)
+                text = seen.text([str(np.argmax(row)) for row in probabilities(network, seen.images)])
+            same = difflib.SequenceMatcher(None, expected, text, autojunk=False).get_matching_blocks()
+            right = sum(len(expected[at : at + size].replace("\n", "")) for at, _, size in same)
+            found["digits"][network.name] += 100 * right / 12 / count
+            found["whole pages"][network.name] += 100 * (text == expected) / count
+    return found
+
+
+def pages(args: argparse.Namespace) -> int:
+    """The subcommand: digits and whole pages read, by network."""
+    print(f"{args.count:,} photographed pages of 3 lines of 4 test digits, right and in order [%]")
+    print_table(accuracy_of_pages(args.count), mean=False)
+    return 0
+
+
+def print_table(found: dict[str, dict[str, float]], mean: bool = True) -> None:
     means = mean_over_variations(found)
     print(f"{'':<22}" + "".join(f"{name:>16}" for name in means))
-    for variation, row in {**found, "all": means}.items():
+    for variation, row in {**found, **({"all": means} if mean else {})}.items():
         print(f"{variation:<22}" + "".join(f"{accuracy:>16.2f}" for accuracy in row.values()))
 
 
@@ -284,6 +321,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     for function, what, flags in (
         (drawings, "test digits drawn large, through the API", {"count": (1000, "how many digits")}),
         (photos, "test digits as people photograph them", {"count": (200, "how many digits")}),
+        (pages, "photographed pages of numbers", {"count": (100, "how many pages")}),
         (strokes, "from stroke to answer, in Chromium", {"rounds": (5, "how often each of four digits is drawn")}),
         (clients, "many clients at once", {"count": (50, "how many clients"), "seconds": (30, "how long")}),
         (

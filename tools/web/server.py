@@ -1,7 +1,9 @@
 """What the server's routes stand on: the networks, the runs, who may ask how much, and how many at once."""
 
 import asyncio
+import math
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ Result = TypeVar("Result")
 BODY_SECONDS = 15  # within which a request's body must have come
 WAITING = 64  # answers under way or waiting at once; more are sent away
 MAX_NETWORKS = 12  # that answer a drawing
+LOOK_SECONDS = 0.5  # after which their files are looked at again
 
 
 class Problem(BaseModel):
@@ -104,9 +107,14 @@ class Server:
         self.inference = Bounded(max(1, (os.cpu_count() or 1) // 2), WAITING)
         self.reading = Bounded(1, WAITING)
         self.watching = 0  # pages
+        self.answering: list[Network] = []
+        self.looked = -math.inf
 
     def answering_networks(self) -> list[Network]:
-        return self.networks.all()[:MAX_NETWORKS]
+        """As they were at most ``LOOK_SECONDS`` ago."""
+        if time.monotonic() > self.looked + LOOK_SECONDS:
+            self.answering, self.looked = self.networks.all()[:MAX_NETWORKS], time.monotonic()
+        return self.answering
 
 
 def server_of(request: Request) -> Server:
