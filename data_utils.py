@@ -10,10 +10,11 @@ by one. ``tensor`` keeps the whole set as one uint8 tensor on the device and wor
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from common.cli import Log
 from common.files import UsageError
 from image_data.augmentation import FILL, augment
 from image_data.facts import MNIST, DataSet, facts_of
@@ -73,10 +74,10 @@ class TensorBatches:
     def order(self) -> Iterator[torch.Tensor]:
         """The batches of an epoch as indices: int64 on the device, newly shuffled if there is a generator."""
         device, n = self.images.device, len(self.labels)
-        if self.generator is None:
-            order = torch.arange(n, device=device)
-        else:
-            order = torch.randperm(n, generator=self.generator, device=device)
+        shuffled = self.generator is not None
+        order = (
+            torch.randperm(n, generator=self.generator, device=device) if shuffled else torch.arange(n, device=device)
+        )
         yield from order.split(self.batch_size)
 
     def take(self, chosen: torch.Tensor) -> Batch:
@@ -107,28 +108,20 @@ class Data:
     generator: torch.Generator
 
 
-class PartOfEachBatch:
-    """A batch sampler for a DataLoader: shuffled batches, of each the part that this process gets."""
+class PartOfEachBatch(BatchSampler):
+    """Shuffled batches for a DataLoader, of each the part that this process gets."""
 
     def __init__(self, size: int, batch_size: int, generator: torch.Generator, share: tuple[int, int] = (0, 1)) -> None:
-        order = RandomSampler(range(size), generator=generator)
-        self.whole, self.share = BatchSampler(order, batch_size, drop_last=False), share
-
-    def __len__(self) -> int:
-        return len(self.whole)
+        super().__init__(RandomSampler(range(size), generator=generator), batch_size, drop_last=False)
+        self.rank, self.processes = share
 
     def __iter__(self) -> Iterator[list[int]]:
-        rank, processes = self.share
-        for batch in self.whole:
-            yield torch.tensor(batch).tensor_split(processes)[rank].tolist()
+        for batch in super().__iter__():
+            yield torch.tensor(batch).tensor_split(self.processes)[self.rank].tolist()
 
 
 def train_transforms(policy: Policy = POLICIES["rotate"], facts: DataSet = MNIST) -> transforms.Compose:
-    """The training transforms for PIL images: the specification's, or those of a rotation policy or none.
-
-    Raises:
-        ValueError: it is another policy.
-    """
+    """The training transforms for PIL images, of a rotation policy or none; a ValueError if it is another."""
     if policy.draws == 0:
         return test_transforms(facts)
     if not policy.nearest:
@@ -143,15 +136,9 @@ def test_transforms(facts: DataSet = MNIST) -> transforms.Compose:  # noqa: PT02
 
 
 def split_indices(labels: torch.Tensor, val_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose ``val_size`` images for validation, the same number of every class (as nearly as that divides).
+    """Ascending indices of the training images and of ``val_size`` for validation, as nearly as many of every class.
 
-    The choice depends on the labels and ``SPLIT_SEED`` alone.
-
-    Returns:
-        Ascending indices of the training images and of the validation images.
-
-    Raises:
-        UsageError: no training image would be left.
+    They depend on the labels and ``SPLIT_SEED`` alone. A UsageError if no training image would be left.
     """
     n = len(labels)
     if val_size >= n:
@@ -164,19 +151,16 @@ def split_indices(labels: torch.Tensor, val_size: int) -> tuple[torch.Tensor, to
     return by_rank[val_size:].sort().values, by_rank[:val_size].sort().values
 
 
-def load_images(
-    data_dir: str | os.PathLike[str], train: bool, log: Callable[[str], None] = print
-) -> tuple[torch.Tensor, torch.Tensor]:
+def load_images(data_dir: str | os.PathLike[str], train: bool, log: Log = print) -> Batch:
     """The verified images uint8 [N, 28, 28] and labels int64 [N] of the training or the test set.
 
-    Raises:
-        DataError: they are not there and cannot be fetched, or are not in MNIST's format.
+    A DataError if they are not there and cannot be fetched, or are not in MNIST's format.
     """
     ensure_mnist(data_dir, log)
     return _read_images(data_dir, train)
 
 
-def _read_images(data_dir: str | os.PathLike[str], train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _read_images(data_dir: str | os.PathLike[str], train: bool) -> Batch:
     try:
         mnist = datasets.MNIST(str(data_dir), train=train)
         images, labels = mnist.data, mnist.targets
@@ -192,21 +176,16 @@ def _read_images(data_dir: str | os.PathLike[str], train: bool) -> tuple[torch.T
 
 
 def load_data(
-    settings: Any,
-    device: torch.device,
-    log: Callable[[str], None] = print,
-    share: tuple[int, int] = (0, 1),
-    with_test: bool = True,
+    settings: Any, device: torch.device, log: Log = print, share: tuple[int, int] = (0, 1), with_test: bool = True
 ) -> Data:
     """The training, validation and test batches of one run, or a process's part of each of them.
+
+    Raises as ``load_images`` and ``split_indices``.
 
     Args:
         settings: a ``TrainConfig``: its data, batch size, seed, pipeline, augmentation and ``val_split``.
         share: (rank, count) of the process, if there are several.
         with_test: False: the test images are not read, and ``Data.test`` is None.
-
-    Raises:
-        DataError, UsageError: as ``load_images`` and ``split_indices``.
     """
     folder = settings.ensure_data(log)
     facts, tensors = facts_of(folder), settings.pipeline == "tensor"

@@ -28,15 +28,12 @@ def get_scheduler(
     div_factor: float = 7.5,
     final_div_factor: float = 7.5,
 ) -> LRScheduler:
-    """Build the schedule ``name`` for ``optimizer``.
+    """Build the schedule ``name`` for ``optimizer``; a ValueError if the name is unknown.
 
     ``step`` (StepLR) divides the optimizer's rate by ten every 6 epochs and is advanced once an epoch; the other
     arguments do not concern it. ``onecycle`` (OneCycleLR; Smith and Topin 2018, arXiv:1708.07120) rises on a cosine
     from ``max_lr / div_factor`` to ``max_lr`` over the part ``pct_start`` of all batches, falls to
     ``max_lr / div_factor / final_div_factor``, and is advanced once a batch.
-
-    Raises:
-        ValueError: the name is unknown.
     """
     if name == "step":
         return imports.StepLR(optimizer, step_size=6, gamma=0.1)

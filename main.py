@@ -12,11 +12,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from common.cli import OneLineParser, StopSignals, forgive_consoles, shown_path, silent
+from common.cli import Log, OneLineParser, StopSignals, forgive_consoles, shown_path, silent
 from common.files import DamagedFileError, RunFiles, UsageError
 from training.config import TrainConfig, add_training_flags, fields_in, read_config_file
 from training.processes import Processes
@@ -123,7 +123,7 @@ def _metrics_of(config: TrainConfig) -> dict[str, Any]:
         return {}
 
 
-def _say_what_is_replaced(config: TrainConfig, say: Callable[[str], None]) -> None:
+def _say_what_is_replaced(config: TrainConfig, say: Log) -> None:
     """Whether the files of a finished run are about to be lost: those of another recipe, or that git keeps."""
     if not _is_finished(config):
         return

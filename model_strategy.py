@@ -37,11 +37,7 @@ _Strategy = TypeVar("_Strategy", bound=type[ModelStrategy])
 
 
 def register(name: str) -> Callable[[_Strategy], _Strategy]:
-    """Class decorator that makes a strategy known under ``name``.
-
-    Raises:
-        ValueError: the name is taken.
-    """
+    """Class decorator that makes a strategy known under ``name``; a ValueError if the name is taken."""
 
     def add(strategy: _Strategy) -> _Strategy:
         if name in _REGISTRY:
@@ -58,11 +54,7 @@ def known_models() -> list[str]:
 
 
 def get_strategy(name: str) -> ModelStrategy:
-    """The strategy registered under ``name``.
-
-    Raises:
-        ValueError: the name is unknown; the message lists the known ones.
-    """
+    """The strategy registered under ``name``; else a ValueError lists the known ones."""
     if name not in _REGISTRY:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(_REGISTRY)}")
     return _REGISTRY[name]()

@@ -38,11 +38,9 @@ def count_parameters(model: nn.Module) -> int:
 def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> Model:
     """Load the weights of the run ``name`` into ``model`` and return it in evaluation mode.
 
-    Only tensors are read from the file: a pickle with code in it is refused.
-
     Raises:
         FileNotFoundError: there is no such run; the message lists those that exist.
-        DamagedFileError: the file is damaged, or a pickle with code in it.
+        DamagedFileError: the file is damaged, or a pickle with code in it, which is not run.
         RuntimeError: it holds the weights of another network; the message says of which.
     """
     path = RunFiles(name, output_dir).params
@@ -52,11 +50,7 @@ def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> 
 
 
 def weights_file(name_or_file: str, output_dir: OutputDir = None) -> Path:
-    """The file of a run of this name, or the file itself.
-
-    Raises:
-        UsageError: there is neither.
-    """
+    """The file of a run of this name, or the file itself; a UsageError if there is neither."""
     paths = [Path(name_or_file)]
     with contextlib.suppress(UsageError):  # a path is no name
         paths += [RunFiles(name_or_file, root).params for root in (output_dir, None)]
@@ -67,11 +61,7 @@ def weights_file(name_or_file: str, output_dir: OutputDir = None) -> Path:
 
 
 def load_weights(model: Model, path: Path) -> Model:
-    """Load a file of weights into ``model`` and return it in evaluation mode.
-
-    Raises:
-        FileNotFoundError, DamagedFileError, RuntimeError: as ``load_model_params``.
-    """
+    """Load a file of weights into ``model`` and return it in evaluation mode. Raises as ``load_model_params``."""
     state = load_tensors(path)
     items = state.items() if isinstance(state, dict) else ()
     # without what DistributedDataParallel and torch.compile put before the names

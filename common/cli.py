@@ -22,14 +22,13 @@ from common.files import CommandError, UsageError
 
 INTERRUPTED = 128 + signal.SIGINT
 
+Log = Callable[[str], None]  # gets each line that a person should read
+
 
 class OneLineParser(argparse.ArgumentParser):
     """Tells a mistake in one line, without the usage block; ``python -m tools.NAME`` is known by these words.
 
-    In a flag's name a dash is as good as an underscore.
-
-    Args:
-        doc: of the command's module: a line, and examples below it.
+    In a flag's name a dash is as good as an underscore. ``doc``, the command's module's, is a line and examples.
     """
 
     keys: Collection[str] = ()  # that only a config file can set
@@ -135,9 +134,8 @@ def silent(line: str) -> None:
 class StopSignals:
     """Ctrl-C and SIGTERM: once a training has begun the first one asks it to stop, the second ends it at once.
 
-    Args:
-        echo_seconds: a second signal this soon is the first one again: torchrun passes on a Ctrl-C that the terminal
-            has sent to every process already.
+    A second one within ``echo_seconds`` is the first again: torchrun passes on a Ctrl-C that the terminal has sent to
+    every process already.
     """
 
     def __init__(self, echo_seconds: float = 0.0) -> None:

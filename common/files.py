@@ -66,11 +66,7 @@ def atomic_write(path: Path, durable: bool = True, keep: Path | None = None) -> 
 
 
 class RunFiles:
-    """The files of the run ``name`` under ``output_dir`` (None: the project itself).
-
-    Raises:
-        UsageError: the name is not a plain file name.
-    """
+    """The files of a run under ``output_dir`` (None: the project); a UsageError if its name is no plain file name."""
 
     def __init__(self, name: str, output_dir: str | os.PathLike[str] | None = None) -> None:
         if not NAME.fullmatch(name):
@@ -91,11 +87,7 @@ class RunFiles:
         self.plot = self.root / "plots" / f"{name}.png"
 
     def make_folders(self) -> None:
-        """Create the three folders and make sure that files can be written into them.
-
-        Raises:
-            UsageError: a folder cannot be created or written.
-        """
+        """Create the three folders and make sure that they can be written into; else a UsageError."""
         for folder in (self.metrics.parent, self.summary.parent, self.plot.parent):
             try:
                 folder.mkdir(parents=True, exist_ok=True)

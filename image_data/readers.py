@@ -5,7 +5,7 @@ import os
 import socket
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 import imports
+from common.cli import Log
 from common.files import UsageError
 from image_data.fetch import CONNECT_SECONDS, DataError, read_sums, sha256_of
 from image_data.form import FORMATS, read_grey, to_mnist
@@ -55,11 +56,7 @@ def _held_out(images: Any, labels: Sequence[Any]) -> tuple[Part, Part]:
 
 
 def read_named(name: str, torchvisions: str, root: Path) -> tuple[list[str], Part, Part]:
-    """A set that torchvision knows, fetched from its mirrors and verified by its sums.
-
-    Raises:
-        DataError: it is not there and cannot be fetched.
-    """
+    """A set of torchvision's, fetched from its mirrors and verified by its sums; a DataError if that cannot be."""
     options = {"split": "digits"} if name == "emnist-digits" else {}
     make, before = getattr(imports.datasets, torchvisions), socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_SECONDS)  # torchvision would wait for ever
@@ -84,11 +81,10 @@ def read_named(name: str, torchvisions: str, root: Path) -> tuple[list[str], Par
     return classes, parts[0], parts[1]
 
 
-def read_source(source: Path, form: str, log: Callable[[str], None]) -> tuple[list[str], Part, Part]:
+def read_source(source: Path, form: str, log: Log) -> tuple[list[str], Part, Part]:
     """A set of one's own: the names of its classes, its training and its test images with labels from 0 on.
 
-    Raises:
-        UsageError: it is not fit for a training; one line says why.
+    A UsageError says why it is not fit for a training.
     """
     train, test = _read(source, form)
     if test is None:
@@ -154,8 +150,7 @@ def _idx_part(files: Mapping[str, Path | None], part: str, form: str) -> Part:
 def read_csv(path: Path) -> tuple[Any, Sequence[int] | None]:
     """The images uint8 [N, 28, 28] of a table as Kaggle's Digit Recognizer has it, and their labels if it has any.
 
-    Raises:
-        UsageError: it has another header, rows of another length, or what is no grey level.
+    A UsageError if it has another header, rows of another length, or what is no grey level.
     """
     try:
         packed = path.suffix == ".gz"

@@ -19,13 +19,9 @@ WARM_UP_STEPS = 3  # before a recording: libraries load, cuDNN searches (pytorch
 
 
 def record(function: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-    """``function``, which works on memory that stays where it is, as a CUDA graph. Returns what replays it.
+    """``function``, which draws from ``generators`` and works on memory that stays where it is, as a CUDA graph.
 
-    Args:
-        generators: that it draws from.
-
-    Raises:
-        RuntimeError: it does what cannot be recorded, such as waiting for the device.
+    Returns what replays it; a RuntimeError if it does what cannot be recorded, such as waiting for the device.
     """
     with torch.cuda.device(generators[0].device):
         graph = torch.cuda.CUDAGraph()

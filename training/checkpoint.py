@@ -6,11 +6,12 @@ config = resumed_config(state, files, {"epochs": 20})
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common.cli import Log
 from common.files import DamagedFileError, RunFiles, UsageError, atomic_write, existing_runs
 from common.results import load_tensors, wrong_fields
 from imports import torch
@@ -32,8 +33,7 @@ _TYPES: dict[str, Any] = {
 def save_checkpoint(files: RunFiles, state: Checkpoint, known: bool = False) -> None:
     """Write ``state``, flushed to the disk; the run's checkpoint before it stays as ``files.previous_checkpoint``.
 
-    Args:
-        known: the one before it was written by this process, so it is whole.
+    ``known``: that one was written by this process, so it is whole.
     """
     first = state["epochs_done"] == 1  # what is there is of an earlier run of this name
     keep = None
@@ -48,12 +48,10 @@ def save_checkpoint(files: RunFiles, state: Checkpoint, known: bool = False) -> 
         files.previous_checkpoint.unlink(missing_ok=True)
 
 
-def load_checkpoint(files: RunFiles, log: Callable[[str], None] = print) -> Checkpoint:
+def load_checkpoint(files: RunFiles, log: Log = print) -> Checkpoint:
     """The last checkpoint of a run, or the one before if that is missing or damaged; ``log`` hears of it.
 
-    Raises:
-        UsageError: the run has none; the message lists the runs that have.
-        DamagedFileError: none of the two can be read.
+    A UsageError lists the runs that have one, if this has none; a DamagedFileError says why neither can be read.
     """
     present = [path for path in (files.checkpoint, files.previous_checkpoint) if path.exists()]
     if not present:
@@ -87,9 +85,7 @@ def _read(path: Path) -> Checkpoint:
 def resumed_config(state: Checkpoint, files: RunFiles, given: Mapping[str, Any], processes: int = 1) -> TrainConfig:
     """The checkpoint's configuration, with what of ``given`` may differ from it.
 
-    Raises:
-        UsageError: a given setting contradicts the checkpoint (all those that do are named), or the number of
-            processes is another one.
+    A UsageError names all given settings that contradict the checkpoint, or another number of processes.
     """
     config = {"kernels": False, **state["config"]}  # there were none at first
     try:

@@ -20,7 +20,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from common.cli import OneLineParser, silent
+from common.cli import Log, OneLineParser, silent
 from common.files import PROJECT_DIR, RunFiles, UsageError
 from image_data.facts import MNIST, NAMES, DataSet, ensure_data, facts_of, set_folder
 from image_data.policies import POLICIES
@@ -51,10 +51,9 @@ def setting(default: T, help: str, group: str = "recipe", **limits: Any) -> T:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of one run. The defaults are the specification's.
+    """The settings of one run; a UsageError if one is of the wrong type or outside its limits.
 
-    Raises:
-        UsageError: a value is of the wrong type or outside its limits.
+    The defaults are the specification's.
     """
 
     model: str = setting("1", "which network", choices=known_models)
@@ -146,20 +145,15 @@ class TrainConfig:
         """Where the run's MNIST/raw is, or will be after ``ensure_data``."""
         return set_folder(self.dataset, self.data_root, self.image_form)
 
-    def ensure_data(self, log: Callable[[str], None] = print) -> Path:
+    def ensure_data(self, log: Log = print) -> Path:
         """``data_folder``, with the run's data there and verified. Raises as ``image_data.facts.ensure_data``."""
         return ensure_data(self.dataset, self.data_root, self.image_form, log)
 
     @classmethod
     def from_sources(cls, flags: Mapping[str, Any], config_file: str | None = None) -> TrainConfig:
-        """A flag that is given wins over the file, the file over the default.
+        """A flag that was given (field name -> value) wins over the file, the file over the default.
 
-        Args:
-            flags: field name -> value, only those that were given.
-            config_file: a name under ``configs/`` or the path of a TOML file.
-
-        Raises:
-            UsageError: the file does not exist or is no TOML, a key is unknown, a value is not allowed.
+        Raises as ``read_config_file``, which says what ``config_file`` may be, and as the class.
         """
         settings = {} if config_file is None else read_config_file(config_file)
         return cls(**{**settings, **flags})
@@ -174,11 +168,10 @@ class TrainConfig:
         ]
 
 
-def same_data(config: TrainConfig, before: DataSet, who: str, note: Callable[[str], None] | None = None) -> Path:
+def same_data(config: TrainConfig, before: DataSet, who: str, note: Log | None = None) -> Path:
     """The folder of ``config``'s data, which ``who`` was trained on when they were ``before``.
 
-    Raises:
-        UsageError: they are not there, or others; with ``note`` that hears of others instead.
+    A UsageError if they are not there, or others; with ``note`` that hears of others instead.
     """
     folder = config.data_folder
     if before.sha256 != MNIST.sha256 and config.dataset == MNIST.name and not (folder / "MNIST" / "raw").is_dir():
@@ -263,8 +256,7 @@ def _check(spec: Field[Any], value: Any) -> None:
 def read_config_file(name_or_path: str) -> dict[str, Any]:
     """The settings in ``configs/NAME.toml`` or in a TOML file of your own.
 
-    Raises:
-        UsageError: there is no such file, it is no TOML, or it has a key that is no field of TrainConfig.
+    A UsageError if there is no such file, it is no TOML, or has a key that is no field of TrainConfig.
     """
     configs = PROJECT_DIR / "configs"
     shipped = configs / f"{name_or_path}.toml"
@@ -281,11 +273,7 @@ def read_config_file(name_or_path: str) -> dict[str, Any]:
 
 
 def read_toml(flag: str, path: Path, allowed: str) -> dict[str, Any]:
-    """What the TOML file ``path`` holds. ``flag``, that it was given with, and ``allowed`` are for the error.
-
-    Raises:
-        UsageError: it cannot be read, or is no TOML.
-    """
+    """What a TOML file holds; a UsageError, which names ``flag`` and what is ``allowed``, if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.cli import Log
 from common.files import PROJECT_DIR, UsageError
 from imports import nn, torch, torchvision
 from training.processes import ALONE, Processes
@@ -22,7 +23,7 @@ class CompiledOrEager(nn.Module):
     Where nothing can be compiled (no C++ compiler, say) everything runs as it is, and ``log`` hears why.
     """
 
-    def __init__(self, model: nn.Module, full_batch: int, log: Callable[[str], None]) -> None:
+    def __init__(self, model: nn.Module, full_batch: int, log: Log) -> None:
         super().__init__()
         self.model, self.full_batch, self.log = model, full_batch, log
         self.compiled: Callable[[torch.Tensor], torch.Tensor] | None = torch.compile(model, dynamic=False)
@@ -81,8 +82,7 @@ def keep_freed_memory() -> bool:
 def resolve_device(name: str, processes: Processes = ALONE) -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU; ``cuda`` is the GPU of the process's number.
 
-    Raises:
-        UsageError: the device is not on this machine, or not one that several processes can share.
+    A UsageError if the device is not on this machine, or not one that several processes can share.
     """
     if processes.count > 1 and name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device: {name!r} is not allowed with {processes.count} processes; use auto, cpu or cuda")

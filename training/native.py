@@ -9,11 +9,11 @@ import platform
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+from common.cli import Log
 from common.files import PROJECT_DIR, atomic_write
 from imports import FileLock, nn, torch
 from models.kernels import KernelNetwork, UnknownLayersError
@@ -30,7 +30,7 @@ class KernelsError(RuntimeError):
     """The kernels cannot be had here; one line says why."""
 
 
-def with_kernels(network: nn.Module, log: Callable[[str], None], gpu: torch.device | None = None) -> nn.Module:
+def with_kernels(network: nn.Module, log: Log, gpu: torch.device | None = None) -> nn.Module:
     """``network`` as the kernels of the CPU or ``gpu`` compute it; itself where they cannot, and ``log`` hears why."""
     try:
         if gpu is None:
@@ -47,14 +47,12 @@ def with_kernels(network: nn.Module, log: Callable[[str], None], gpu: torch.devi
         return network
 
 
-def load_kernels(log: Callable[[str], None]) -> None:
+def load_kernels(log: Log) -> None:
     """Load the kernels into this process. The first time on a machine they are compiled, and ``log`` hears of it.
 
     They are kept in the user's cache (``$XDG_CACHE_HOME``, else ``~/.cache``), under a name that changes with
-    the source, the processor's instructions, the compiler's command and PyTorch.
-
-    Raises:
-        KernelsError: there is no compiler that can compile them, or no place to keep them.
+    the source, the processor's instructions, the compiler's command and PyTorch. A KernelsError if there is no
+    compiler that can compile them, or no place to keep them.
     """
     try:
         compiler = [*shlex.split(os.environ.get("CXX") or "c++"), *FLAGS]

@@ -14,12 +14,13 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
+from common.cli import Log
 from common.results import METRICS_SCHEMA, Metrics, save_metrics_json
 from imports import nn, torch, tqdm
 from training.config import TrainConfig
@@ -87,9 +88,10 @@ class Report:
         metrics: Metrics,
         device: torch.device,
         processes: Processes = ALONE,
-        log: Callable[[str], None] = print_line,
+        log: Log = print_line,
     ) -> None:
         self.config, self.metrics, self.processes, self.log = config, metrics, processes, log
+        self.advice = f"try a lower {'--max_lr' if config.scheduler == 'onecycle' else '--lr'}"
         self.fetch_every = 5 if device.type == "cpu" and processes.count == 1 else 50
         self.waiting: list[StepResult] = []
         self.correct, self.count = 0, 0  # in this epoch
@@ -147,21 +149,13 @@ class Report:
         return 100.0 * self.correct / max(self.count, 1)
 
     def step(self, result: StepResult) -> None:
-        """Take what a step leaves.
-
-        Raises:
-            TrainingError: a loss is not finite.
-        """
+        """Take what a step leaves; a TrainingError if a loss is not finite."""
         self.waiting.append(result)
         if len(self.waiting) >= self.fetch_every:
             self.fetch()
 
     def fetch(self) -> None:
-        """Take the waiting results from the device.
-
-        Raises:
-            TrainingError: a loss is not finite.
-        """
+        """Take the waiting results from the device. Raises as ``step``."""
         if not self.waiting:
             return
         metrics = self.metrics
@@ -171,7 +165,7 @@ class Report:
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss} in epoch {self.epochs_done}, batch {len(metrics['train_losses'])}, at"
-                    f" learning rate {rate:.4g}; {self._advice}"
+                    f" learning rate {rate:.4g}; {self.advice}"
                 )
             metrics["train_losses"].append(round(loss, 6))
             metrics["learning_rates"].append(round(rate, 9))
@@ -198,15 +192,11 @@ class Report:
             self.has_said = True
 
     def evaluated(self, split: str, loss: float, accuracy: float) -> None:
-        """Take what an evaluation on ``split``, test or val, gave at the end of an epoch.
-
-        Raises:
-            TrainingError: the loss is not finite.
-        """
+        """Take what an evaluation on ``split``, test or val, gave; a TrainingError if the loss is not finite."""
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the {split} loss is {loss} after epoch {self.epochs_done - 1}: the last steps left weights that are"
-                f" not finite; {self._advice}"
+                f" not finite; {self.advice}"
             )
         self.metrics[f"{split}_losses"].append(round(loss, 6))
         self.metrics[f"{split}_acc"].append(round(accuracy, 4))
@@ -230,8 +220,3 @@ class Report:
             self.board.write(self.metrics)
             if status != "running":
                 self.board.close()
-
-    @property
-    def _advice(self) -> str:
-        rate = "--max_lr" if self.config.scheduler == "onecycle" else "--lr"
-        return f"try a lower {rate}"

@@ -27,11 +27,6 @@ class StoppedError(RuntimeError):
     """The run ended early because it was asked to."""
 
 
-def never() -> bool:
-    """The answer to whether a run should stop, where nobody can ask for it."""
-    return False
-
-
 def nobody_listens(metrics: Metrics) -> None:
     """What happens after an epoch that nobody waits for."""
 
@@ -48,7 +43,7 @@ class Run:
     step: Step
     scheduler: LRScheduler
     report: Report
-    stop_requested: Callable[[], bool] = never  # asked after every batch
+    stop_requested: Callable[[], bool] = lambda: False  # asked after every batch
     after_epoch: Callable[[Metrics], None] = nobody_listens  # what it raises ends the run
     has_saved: bool = False  # a checkpoint
 
@@ -64,12 +59,7 @@ class Run:
         return averaged
 
     def train(self) -> None:
-        """All epochs, or those that are still to come.
-
-        Raises:
-            TrainingError: the loss or a weight is no longer finite.
-            StoppedError: it was asked to stop.
-        """
+        """All epochs, or those still to come; a TrainingError if the loss is no longer finite, or a StoppedError."""
         for _ in self.steps():
             pass
 
@@ -142,30 +132,22 @@ class Run:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Be where the run was when ``checkpoint`` was written.
-
-        Raises:
-            DamagedFileError: it is not of a run with its own configuration.
-        """
+        """Be where the run was when ``checkpoint`` was written; a DamagedFileError if it fits not its configuration."""
+        before, now, here = checkpoint["metrics"], self.metrics, self.metrics["environment"]
         try:
-            self._restore(checkpoint)
+            for name, part in self._stateful().items():
+                if part is not None:
+                    part.load_state_dict(checkpoint[name])
+            self.data.generator.set_state(checkpoint["data"])
+            mine = checkpoint["processes"][self.processes.rank]
+            torch.set_rng_state(mine["torch"])
+            if self.step.device.type == "cuda":
+                torch.cuda.set_rng_state(mine["cuda"], self.step.device)
+            was = {"kernels": False, "graph": False, **before["environment"]}  # there were none at first
+            other = [k for k in ("torch", "device", "threads", "platform", "kernels", "graph") if was[k] != here[k]]
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             file = self.config.files.checkpoint
             raise DamagedFileError(f"{file} does not fit its own configuration: {first_line(error)}") from None
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        for name, part in self._stateful().items():
-            if part is not None:
-                part.load_state_dict(checkpoint[name])
-        self.data.generator.set_state(checkpoint["data"])
-        mine = checkpoint["processes"][self.processes.rank]
-        torch.set_rng_state(mine["torch"])
-        if self.step.device.type == "cuda":
-            torch.cuda.set_rng_state(mine["cuda"], self.step.device)
-        before, now = checkpoint["metrics"], self.metrics
-        was = {"kernels": False, "graph": False, **before["environment"]}  # there were none at first
-        here = now["environment"]
-        other = [k for k in ("torch", "device", "threads", "platform", "kernels", "graph") if was[k] != here[k]]
         if other:
             changes = ", ".join(f"{k} {was[k]} -> {here[k]}" for k in other)
             self.report.log(f"Note: not as when the checkpoint was written, so the last bits may differ: {changes}.")

@@ -3,10 +3,10 @@
 run = prepare_run(TrainConfig(model="3", epochs=15), torch.device("cpu"))
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from common.cli import Log
 from common.files import UsageError
 from data_utils import Batches, TensorBatches, load_data
 from imports import AveragedModel, get_ema_multi_avg_fn, nn, optim, torch
@@ -28,21 +28,16 @@ def prepare_run(
     config: TrainConfig,
     device: torch.device,
     processes: Processes = ALONE,
-    log: Callable[[str], None] = print_line,
+    log: Log = print_line,
     with_test: bool = True,
     resumed: bool = False,
 ) -> Run:
-    """Everything up to the first batch.
+    """Everything up to the first batch. Raises as ``train_and_evaluate``.
 
     Args:
-        log: gets each line that a person should read.
         with_test: False: the test set is not read, and the metrics have no ``test_losses`` and ``test_acc``.
         resumed: its weights are still to come: it needs none to start from.
-
-    Raises:
-        UsageError, DataError: as ``train_and_evaluate``.
     """
-    share_evenly(config, processes)
     prepare_machine(config, device, log)
     amp = config.amp and has_bfloat16(device)
     if config.amp and not amp:
@@ -120,7 +115,7 @@ def check_last_batch(train_size: int, config: TrainConfig, processes: Processes)
         )
 
 
-def prepare_machine(config: TrainConfig, device: torch.device, log: Callable[[str], None]) -> None:
+def prepare_machine(config: TrainConfig, device: torch.device, log: Log) -> None:
     """Threads, memory and algorithms, for the whole process."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -150,12 +145,7 @@ def make_network(config: TrainConfig, device: torch.device) -> nn.Module:
 
 
 def as_a_step_runs_it(
-    model: nn.Module,
-    config: TrainConfig,
-    device: torch.device,
-    amp: bool,
-    processes: Processes,
-    log: Callable[[str], None],
+    model: nn.Module, config: TrainConfig, device: torch.device, amp: bool, processes: Processes, log: Log
 ) -> nn.Module:
     """``model`` by kernels, compiled, or as it is."""
     if config.compile and device.type != "cpu":

@@ -46,8 +46,7 @@ class Step:
     def __call__(self, batch: Any, weight: float = 1.0) -> StepResult:
         """Train on a batch of ``inputs``: images [N, 1, 28, 28] and labels [N].
 
-        Args:
-            weight: of the loss, when this process has a part of the batch: see ``Processes.part_weights``.
+        ``weight``: of the loss, when this process has a part of the batch: see ``Processes.part_weights``.
         """
         rate = self.optimizer.param_groups[0]["lr"]
         images, labels = batch

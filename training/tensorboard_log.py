@@ -30,9 +30,7 @@ def check_installed() -> None:
 class TensorBoardLog:
     """Writes what is new in the metrics of a run as event files in ``folder``; every step is a number of batches.
 
-    Args:
-        metrics: of the run as it begins. What TensorBoard has from there on, of an earlier run of this name or of one
-            that goes on from its checkpoint, is dropped.
+    What TensorBoard has from where ``metrics`` begin, of an earlier run of this name or checkpoint, is dropped.
     """
 
     def __init__(self, folder: Path, metrics: dict[str, Any]) -> None:

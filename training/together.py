@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from common.cli import Log
 from imports import torch
 from training.captured import default_generator
 from training.config import TrainConfig
@@ -53,13 +54,11 @@ class Turns:
             self.stream.synchronize()
 
 
-def train_together(configs: Sequence[TrainConfig], log: Callable[[str], None] = print_line) -> list[TrainResult]:
+def train_together(configs: Sequence[TrainConfig], log: Log = print_line) -> list[TrainResult]:
     """Train the networks of ``configs`` on one device, in turns of a step; each run leaves its own files.
 
-    A run is the same as alone, bit for bit where its configuration is ``deterministic``.
-
-    Raises:
-        the errors of ``train_and_evaluate``; that of one run ends all.
+    A run is the same as alone, bit for bit where its configuration is ``deterministic``. Raises as
+    ``train_and_evaluate``; the error of one run ends all.
     """
     device = resolve_device(configs[0].device)
     with contextlib.ExitStack() as stack:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from common.cli import silent
+from common.cli import Log, silent
 from common.files import RunFiles, UsageError
 from common.results import Metrics
 from image_data.facts import DataSet
@@ -19,7 +19,7 @@ from training.config import TrainConfig, same_data
 from training.machine import resolve_device
 from training.processes import ALONE, Processes
 from training.report import print_line
-from training.run import Run, StoppedError, never
+from training.run import Run, StoppedError
 from training.setup import prepare_run, share_evenly
 
 
@@ -34,16 +34,13 @@ class TrainResult:
 
 def train_and_evaluate(
     config: TrainConfig,
-    log: Callable[[str], None] = print_line,
+    log: Log = print_line,
     checkpoint: Checkpoint | None = None,
-    stop_requested: Callable[[], bool] = never,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """Train the network that ``config`` names and write its files.
-
-    What is saved is the network of the last epoch.
+    """Train the network that ``config`` names and write its files; what is saved is that of the last epoch.
 
     Args:
-        log: gets each line that a person should read.
         checkpoint: where to go on from; ``config`` is then ``resumed_config`` of it.
         stop_requested: asked after every batch whether to end the run.
 
@@ -93,10 +90,9 @@ def closing(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(files: RunFiles, processes: Processes = ALONE) -> Iterator[None]:
-    """Keep other processes from training under this name into this folder. Ends with the process, however that ends.
+    """Keep other processes from training under this name into this folder; a UsageError says which one does.
 
-    Raises:
-        UsageError: another process does; the message says which.
+    Ends with the process, however that ends.
     """
     if not processes.is_main:
         yield
