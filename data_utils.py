@@ -36,11 +36,9 @@ def normalize(images: torch.Tensor, mean: float = MEAN, std: float = STD) -> tor
 
 
 class TensorBatches:
-    """All images on the device, augmented and normalised a batch at a time.
+    """All images, uint8 [N, 28, 28], and labels, int64 [N], on the device; augmented and normalised a batch at a time.
 
     Args:
-        images: uint8 [N, 28, 28].
-        labels: int64 [N].
         policy: of the augmentation; None: none.
         generator: draws the order and the augmentation; None: the given order, no augmentation.
         share: (rank, count) of the process that gets its part of every batch. The draws are for whole batches,
@@ -204,27 +202,17 @@ def load_data(
         sampler = PartOfEachBatch(len(train_idx), settings.batch_size, generator, share)
         train = DataLoader(augmented, batch_sampler=sampler, generator=generator)
 
-    def in_order(of_train: bool, chosen: torch.Tensor | None = None) -> Batches:
-        if not tensors:
-            dataset = datasets.MNIST(str(folder), of_train, test_transforms(facts))
-            return _evaluation_loader(dataset if chosen is None else Subset(dataset, chosen.tolist()), share)
-        parts = _read_images(folder, of_train)
-        images, labels = (part.to(device) if chosen is None else part[chosen].to(device) for part in parts)
-        return TensorBatches(images, labels, EVAL_BATCH_SIZE, share=share, facts=facts)
+    def in_order(of_train: bool, chosen: torch.Tensor | slice = slice(None)) -> Batches:
+        images, labels = _read_images(folder, of_train)
+        if tensors:
+            images, labels = images[chosen].to(device), labels[chosen].to(device)
+            return TensorBatches(images, labels, EVAL_BATCH_SIZE, share=share, facts=facts)
+        mine = torch.arange(len(labels))[chosen][share[0] :: share[1]]
+        part = Subset(datasets.MNIST(str(folder), of_train, test_transforms(facts)), mine.tolist())
+        # A DataLoader draws a seed at every pass; from a generator of its own, so that how often a network is evaluated
+        # does not change the dropout of the epochs to come.
+        return DataLoader(part, EVAL_BATCH_SIZE, generator=torch.Generator())
 
-    return Data(
-        train=train,
-        val=in_order(True, val_idx) if settings.val_split else None,
-        test=in_order(False) if with_test else None,
-        facts=facts,
-        train_size=len(train_idx),
-        generator=generator,
-    )
-
-
-def _evaluation_loader(dataset: datasets.MNIST | Subset[Batch], share: tuple[int, int]) -> DataLoader[Batch]:
-    rank, processes = share
-    part = Subset(dataset, range(rank, len(dataset), processes))
-    # A DataLoader draws a seed at every pass; from a generator of its own, so that how often a network is evaluated
-    # does not change the dropout of the epochs to come.
-    return DataLoader(part, EVAL_BATCH_SIZE, generator=torch.Generator())
+    val = in_order(True, val_idx) if settings.val_split else None
+    test = in_order(False) if with_test else None
+    return Data(train, val, test, facts, len(train_idx), generator)

@@ -1,8 +1,8 @@
-"""Augmentation of whole batches, each image by its own draws.
+"""Augmentation of whole batches, float grey levels 0-255 [N, 1, H, W], each image by its own draws.
 
     policy = get_policy("affine")                      # policies.py has them all
     draws = torch.rand(len(images), policy.draws)
-    images = augment(images, policy, draws)            # float grey levels [N, 1, H, W]
+    images = augment(images, policy, draws)
 
 ``python -m tools.augment --policy affine`` shows what a policy does.
 """
@@ -17,12 +17,7 @@ FILL = 1  # grey level (of 255) of what the specification's rotation brings in f
 
 
 def augment(images: torch.Tensor, policy: Policy, draws: torch.Tensor) -> torch.Tensor:
-    """Change each image by its own draws.
-
-    Args:
-        images: float grey levels 0-255 [N, 1, H, W].
-        draws: uniform from [0, 1), [N, policy.draws].
-    """
+    """Change each image by its own ``draws``, uniform from [0, 1), [N, policy.draws]."""
     if policy.nearest:
         return rotate(images, (2 * draws[:, 0] - 1) * policy.rotation)
     of = policy.split(draws)
@@ -63,15 +58,10 @@ def _pixel_centres(height: int, width: int, device: torch.device) -> torch.Tenso
 
 
 def rotate(images: torch.Tensor, degrees: torch.Tensor, fill: float = FILL) -> torch.Tensor:
-    """Rotate each image about its centre, counter-clockwise, taking the nearest pixel.
+    """Rotate each image about its centre by its own ``degrees`` [N], counter-clockwise, taking the nearest pixel.
 
     The same as torchvision's ``RandomRotation`` on PIL images (nearest is its default), but for pixels whose
-    source lies on the border of two cells, where rounding decides.
-
-    Args:
-        images: float [N, 1, H, W].
-        degrees: [N].
-        fill: the value of pixels whose source lies outside.
+    source lies on the border of two cells, where rounding decides. ``fill`` is of pixels whose source lies outside.
     """
     radians = degrees * (math.pi / 180)
     cos, sin = radians.cos(), radians.sin()
@@ -89,17 +79,10 @@ def inverse_affine(
 ) -> torch.Tensor:
     """Where each output pixel takes its value from: the inverse of shear along x, scale, rotation, then shift.
 
-    The convention is that of ``torchvision.transforms.functional.affine``.
+    The convention is that of ``torchvision.transforms.functional.affine``: ``degrees`` [N] are clockwise, ``shift``
+    [N, 2] pixels to the right and down, ``scale`` and ``shear`` (degrees) [N], ``size`` (H, W) of the images.
 
-    Args:
-        degrees: [N], clockwise.
-        shift: [N, 2], pixels to the right and down.
-        scale: [N].
-        shear: [N], degrees along x.
-        size: (H, W) of the images; square pixels.
-
-    Returns:
-        [N, 2, 3], for coordinates from -1 to 1 between the image's edges.
+    Returns [N, 2, 3], for coordinates from -1 to 1 between the image's edges.
     """
     angle, slope = degrees * (math.pi / 180), (shear * (math.pi / 180)).tan()
     cos, sin = angle.cos(), angle.sin()
@@ -120,14 +103,10 @@ def _bicubic(points: int, height: int, width: int, device: torch.device) -> torc
 
 
 def smooth_displacement(points: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """A smooth field through the displacements of a grid of control points.
+    """A smooth field through the displacements of a grid of control points, the outer ones on the image's border.
 
-    Args:
-        points: pixels along x and y, [N, 2, G, G]; the outer ones lie on the image's border.
-        size: (H, W) of the images.
-
-    Returns:
-        [N, 2, H * W] in units of which the image's sides have 2.
+    ``points`` are pixels along x and y, [N, 2, G, G], ``size`` (H, W). Returns [N, 2, H * W] in units of which the
+    image's sides have 2.
     """
     height, width = size
     field = points.flatten(2) @ _bicubic(points.shape[-1], height, width, points.device)
@@ -135,12 +114,8 @@ def smooth_displacement(points: torch.Tensor, size: torch.Size) -> torch.Tensor:
 
 
 def warp(images: torch.Tensor, matrix: torch.Tensor | None, displacement: torch.Tensor | None) -> torch.Tensor:
-    """Resample each image once, bilinear, black outside.
-
-    Args:
-        images: float [N, 1, H, W].
-        matrix: [N, 2, 3] as of ``inverse_affine``; None: the identity.
-        displacement: [N, 2, H * W] as of ``smooth_displacement``, added to where a pixel takes its value from.
+    """Resample each image once, bilinear, black outside: by a ``matrix`` as of ``inverse_affine``, and with a
+    ``displacement`` as of ``smooth_displacement`` added to where a pixel takes its value from.
     """
     height, width = images.shape[-2:]
     grid = _pixel_centres(height, width, images.device).expand(len(images), -1, -1)
@@ -153,12 +128,7 @@ def warp(images: torch.Tensor, matrix: torch.Tensor | None, displacement: torch.
 
 
 def thicken(images: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
-    """Move each image towards its 3x3 dilation (amount 1) or erosion (amount -1), which is what a pen's width does.
-
-    Args:
-        images: float [N, 1, H, W].
-        amount: [N], from -1 to 1.
-    """
+    """Move each image towards its 3x3 dilation (``amount`` [N] 1) or erosion (-1), which is what a pen's width does."""
     amount = amount.view(-1, 1, 1, 1)
     sign = torch.where(amount < 0, -1.0, 1.0)
     signed = images * sign  # the erosion is the dilation of the negative
@@ -166,12 +136,9 @@ def thicken(images: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
 
 
 def erase(images: torch.Tensor, draws: torch.Tensor, largest: float) -> torch.Tensor:
-    """Blacken a square in each image.
+    """Blacken a square in each image, of a side of up to ``largest`` pixels.
 
-    Args:
-        images: float [N, 1, H, W].
-        draws: uniform from [0, 1), [N, 3]: the centre's x and y in the image, the side as a part of ``largest``.
-        largest: side of the largest square, in pixels.
+    ``draws``, uniform from [0, 1), [N, 3]: the centre's x and y in the image, the side as a part of ``largest``.
     """
     height, width = images.shape[-2:]
     half = draws[:, 2:] * (largest / 2)

@@ -23,13 +23,10 @@ class Dropout(nn.Dropout):
 
 
 def dropped_positions(n: int, p: float) -> torch.Tensor:
-    """Draw which of ``n`` independent trials of probability ``p`` succeed.
+    """Draw which of ``n`` independent trials of probability ``p`` succeed: int64 [k] from [0, n), ascending.
 
     The distances between successes in a row of trials are independent and geometrically distributed, so one draw for
     each success does what one draw for each trial does.
-
-    Returns:
-        int64 [k], each in [0, n): the successes, ascending.
     """
     # Eight standard deviations more than expected: the chance that n is not reached is below 1e-14.
     draws = math.ceil(n * p + 8.0 * math.sqrt(n * p) + 20.0)

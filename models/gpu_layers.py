@@ -15,11 +15,9 @@ Step = namedtuple("Step", "read out chosen weight sizes block")
 
 
 def forward(images: torch.Tensor, layers: Any) -> tuple[torch.Tensor, list[Step]]:
-    """The mean over the pixels that ``layers`` leave, [N, C], for training; and what ``gradients`` needs.
+    """The mean over the pixels that ``layers`` leave of [N, 1, 28, 28], [N, C], and what ``gradients`` needs.
 
-    Args:
-        images: float32 [N, 1, 28, 28].
-        layers: as ``models.kernels.Layers``, whose running means and variances are brought up to date.
+    ``layers`` are as ``models.kernels.Layers``; their running means and variances are brought up to date.
     """
     make, grid, n = images.new_empty, (kernels.PROGRAMS.value,), len(images)
     seed = torch.randint(2**31 - 1, (1,), device=images.device)

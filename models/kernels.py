@@ -42,10 +42,8 @@ class KernelNetwork(nn.Module):
     """``network``, which begins with blocks and pooling to one pixel, with those run by the kernels.
 
     In training gradients are those of the parameters. What the kernels do not do is done by ``network`` itself: other
-    number formats and devices, the images' gradients, gradients in evaluation, evaluation on a GPU.
-
-    Raises:
-        UnknownLayersError: it does not begin with blocks and pooling to one pixel, or a layer has a hook.
+    number formats and devices, the images' gradients, gradients in evaluation, evaluation on a GPU. Raises as
+    ``divided``.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -108,8 +106,7 @@ class _Tracer(fx.Tracer):
 def divided(network: nn.Module) -> tuple[Layers, nn.Module]:
     """The layers that ``network`` begins with, as far as the kernels know them, and what follows them.
 
-    Raises:
-        UnknownLayersError: it begins with others, or a layer has a hook.
+    An UnknownLayersError if it does not begin with blocks and pooling to one pixel, or a layer has a hook.
     """
     for module in network.modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:

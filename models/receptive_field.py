@@ -27,31 +27,23 @@ KNOWN = (*POINTWISE, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d
 
 @dataclass(frozen=True)
 class LayerField:
-    """One layer, as the network runs it. All extents are the side of a square.
-
-    ``kernel`` and ``stride`` count units of the layer's input. ``jump`` and ``field`` count pixels of the
-    image: the distance between two neighbouring units of the output, and the part of the image that one of
-    them depends on. The field includes the zeros that a padded convolution adds around the image, so it can be
-    larger than the image.
-    """
+    """One layer, as the network runs it. All extents are the side of a square."""
 
     name: str  # path of the module in the network, as model.get_submodule takes it
     kind: str
     output: Shape  # a vector of n numbers is (n, 1, 1)
     parameters: int
-    kernel: int
+    kernel: int  # units of the layer's input, as the stride
     stride: int
-    jump: int
-    field: int
+    jump: int  # pixels of the image between two neighbouring units of the output
+    field: int  # pixels that one of them depends on, with the zeros that padding adds around the image
 
 
 def receptive_fields(model: nn.Module) -> list[LayerField]:
     """Every layer of ``model`` (its modules without children) in the order in which they run on a 28x28 image.
 
-    The layers must run one after another, without branches. ``model`` itself is left as it is.
-
-    Raises:
-        ValueError: a layer is of a kind that is not known here, or its kernel or stride is not a square.
+    They must run one after another, without branches; a ValueError if one is of a kind that is not known here, or its
+    kernel or stride is not a square. ``model`` itself is left as it is.
     """
     model = copy.deepcopy(model).cpu().eval()
     names = {module: name for name, module in model.named_modules()}

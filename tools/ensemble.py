@@ -50,12 +50,9 @@ class Voting:
 
 
 def fit_votings(log_probabilities: torch.Tensor, labels: torch.Tensor, models: Sequence[str]) -> list[Voting]:
-    """Fit every method on images that the members were not trained on.
+    """Fit every method on images that the members were not trained on: [M, N, 10], and labels int64 [N].
 
-    Args:
-        log_probabilities: [M, N, 10].
-        labels: int64 [N].
-        models: the network of each member; those of one network have the same weight, since they differ by chance.
+    ``models``: the network of each member; those of one have the same weight, since they differ by chance.
     """
     equal = [1 / len(models)] * len(models)
     votings = []

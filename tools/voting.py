@@ -8,19 +8,10 @@ METHODS = ("soft", "hard", "weighted")
 
 
 def vote(log_probabilities: torch.Tensor, method: str, weights: Sequence[float]) -> torch.Tensor:
-    """What several networks say together.
+    """What M networks say together, log-probabilities [M, N, 10] -> [N, 10]; a ValueError if ``method`` is unknown.
 
-    Args:
-        log_probabilities: [M, N, 10] of M members.
-        method: ``soft``: the mean of the probabilities; ``weighted``: their mean with ``weights``; ``hard``: the share
-            of the members that chose a digit, where the mean probability decides between digits with as many votes.
-        weights: of the members, with sum 1.
-
-    Returns:
-        Log-probabilities [N, 10].
-
-    Raises:
-        ValueError: the method is unknown.
+    ``soft``: the mean of the probabilities; ``weighted``: their mean with ``weights``, of sum 1; ``hard``: the share of
+    the members that chose a digit, where the mean probability decides between digits with as many votes.
     """
     if method not in METHODS:
         raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")

@@ -42,10 +42,8 @@ class Guard:
     rebinding), or by asking for an address with the server's number. The first has a foreign Host, the second a foreign
     Origin or, in every current browser, a ``Sec-Fetch-Site`` that says so. A link to the page from elsewhere is fine.
 
-    Args:
-        host: the address that the server listens on. On loopback only loopback names are let in, else any address in
-            numbers and this machine's own name.
-        allowed: names that are let in besides.
+    A server on a loopback ``host`` lets only loopback names in, another any address in numbers and this machine's own
+    name; either lets in those ``allowed``.
     """
 
     def __init__(self, app: ASGIApp, host: str, allowed: Iterable[str] = ()) -> None:

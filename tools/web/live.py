@@ -25,12 +25,8 @@ NOT_TOLD = ("losses", "rates", "version", "metrics", "progress")  # of a run, or
 class LiveRun:
     """A run at one moment, read from its metrics. ``version`` changes whenever anything else does.
 
-    Args:
-        status: running, finished, interrupted, failed, or crashed: it says running, but its process is gone.
-        before: what was read of this name the last time.
-
-    Raises:
-        KeyError, TypeError, ValueError, ArithmeticError: the metrics are of another version of this program.
+    ``status``: running, finished, interrupted, failed, or crashed: it says running, but its process is gone.
+    ``before``: what was read of this name the last time.
     """
 
     def __init__(self, name: str, metrics: dict[str, Any], status: str, before: "LiveRun | None") -> None:
