@@ -35,33 +35,23 @@ def normalize(images: torch.Tensor, mean: float = MEAN, std: float = STD) -> tor
     return images.div_(255).sub_(mean).div_(std)
 
 
+@dataclass(eq=False)
 class TensorBatches:
-    """All images, uint8 [N, 28, 28], and labels, int64 [N], on the device; augmented and normalised a batch at a time.
+    """All images on the device, augmented and normalised a batch at a time."""
 
-    Args:
-        policy: of the augmentation; None: none.
-        generator: draws the order and the augmentation; None: the given order, no augmentation.
-        share: (rank, count) of the process that gets its part of every batch. The draws are for whole batches,
-            the same in every process: together the parts are what one process would see.
-        facts: of the data, whose mean and standard deviation normalise them.
-    """
+    images: torch.Tensor  # uint8 [N, 28, 28]
+    labels: torch.Tensor  # int64 [N]
+    batch_size: int
+    policy: Policy | None = None  # of the augmentation, if any
+    generator: torch.Generator | None = None  # draws the order and the augmentation; None: the order as it is
+    # (rank, count) of the process that gets its part of every batch. The draws are for whole batches, the same in
+    # every process: together the parts are what one process would see.
+    share: tuple[int, int] = (0, 1)
+    facts: DataSet = MNIST  # whose mean and standard deviation normalise the images
 
-    def __init__(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        batch_size: int,
-        policy: Policy | None = None,
-        generator: torch.Generator | None = None,
-        share: tuple[int, int] = (0, 1),
-        facts: DataSet = MNIST,
-    ) -> None:
-        if policy is not None and generator is None:
+    def __post_init__(self) -> None:
+        if self.policy is not None and self.generator is None:
             raise ValueError("augmentation needs a generator")
-        self.images, self.labels = images, labels
-        self.batch_size, self.policy, self.generator = batch_size, policy, generator
-        self.rank, self.processes = share
-        self.facts = facts
 
     def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
@@ -88,7 +78,8 @@ class TensorBatches:
         return normalize(images, self.facts.mean, self.facts.std), self.labels[mine]
 
     def _part(self, whole: torch.Tensor) -> torch.Tensor:
-        return whole.tensor_split(self.processes)[self.rank]
+        rank, processes = self.share
+        return whole.tensor_split(processes)[rank]
 
 
 Batches = TensorBatches | DataLoader[Batch]

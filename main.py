@@ -22,9 +22,6 @@ from training.config import TrainConfig, add_training_flags, fields_in, read_con
 from training.processes import Processes
 from training.tensorboard_log import check_installed
 
-# torchrun passes on a Ctrl-C that the terminal has sent to every process already
-ECHO_SECONDS = 1.0
-
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags. Those that are not given are not in the result."""
@@ -39,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     forgive_consoles()
     parser = get_args_parser()
     processes = Processes.from_environment()
-    signals = StopSignals(ECHO_SECONDS if processes.count > 1 else 0.0)
+    signals = StopSignals(echo_seconds=1.0 if processes.count > 1 else 0.0)
     try:
         with signals:
             return _run(parser, vars(parser.parse_args(argv)), processes, signals)

@@ -28,7 +28,6 @@ class ModelStrategy(ABC):
         """A new network on the CPU: [N, 1, 28, 28] normalised images -> [N, 10] log-probabilities."""
 
     def get_model(self, device: torch.device | str) -> nn.Module:
-        """A new network on ``device``."""
         return self.build().to(device)
 
 

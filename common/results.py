@@ -3,8 +3,6 @@
 save_metrics_json(metrics, "mnist_model_1")
 metrics = load_metrics_json("mnist_model_1")
 state_dict = load_tensors(RunFiles("mnist_model_1").params)
-
-Every function finds the project's own folders whatever the current directory is, or takes ``output_dir``.
 """
 
 import json

@@ -95,7 +95,6 @@ def is_there(data_dir: str | os.PathLike[str]) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -132,7 +131,6 @@ def expected_sums(raw: Path) -> dict[str, str]:
 
 
 def write_sums(raw: Path, sums: Mapping[str, str]) -> None:
-    """Write ``SHA256SUMS`` into ``raw``."""
     with atomic_write(raw / SUMS_FILE) as file:
         file.write("".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode())
 

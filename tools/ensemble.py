@@ -29,7 +29,7 @@ from tools.intervals import wilson_interval
 from tools.networks import ENSEMBLE_SCHEMA, ensemble_file, load_run
 from tools.networks import load_ensemble as load_ensemble  # to be had from here too
 from tools.output import write_json
-from tools.timing import forward_ms
+from tools.timing import CPU, forward_ms
 from tools.trainings import stopping_on_sigterm, train_missing
 from tools.voting import METHODS, Ensemble, scale, vote
 from training.config import TrainConfig
@@ -37,7 +37,6 @@ from training.machine import environment
 from visualization import count_parameters, load_metrics_json
 
 HELD_OUT = 1 / 6  # part of the training images that the twins do not see: 10,000 of MNIST's 60,000
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build the ensemble that the arguments name and print what it says."""
     check_at_least(args, seeds=1, jobs=1)
     RunFiles(args.name)  # checks the name
     print_description(build(args))

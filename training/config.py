@@ -137,7 +137,6 @@ class TrainConfig:
 
     @property
     def data_root(self) -> Path:
-        """Where data sets are kept."""
         return PROJECT_DIR / "data" if self.data_dir is None else Path(self.data_dir)
 
     @property
@@ -186,7 +185,6 @@ def same_data(config: TrainConfig, before: DataSet, who: str, note: Log | None =
 
 
 def fields_in(*groups: str) -> tuple[str, ...]:
-    """The names of the settings in ``groups``."""
     return tuple(spec.name for spec in fields(TrainConfig) if spec.metadata["group"] in groups)
 
 

@@ -34,7 +34,6 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """What torchrun says, or one process of one."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         return cls(*(int(os.environ[name]) for name in names)) if "TORCHELASTIC_RUN_ID" in os.environ else cls()
 

@@ -1,12 +1,4 @@
-"""What a run says of itself while it trains: its metrics in memory and on disk, its log, the bar, TensorBoard.
-
-report = Report(config, new_metrics(config, model, device), device)
-report.begin()
-with report.epoch(60_000):
-    report.step(step((images, labels)))      # a batch at a time
-report.evaluated("test", loss, accuracy)
-report.end_epoch()
-"""
+"""What a run says of itself while it trains: its metrics in memory and on disk, its log, the bar, TensorBoard."""
 
 import contextlib
 import math
@@ -25,7 +17,7 @@ from common.results import METRICS_SCHEMA, Metrics, save_metrics_json
 from imports import nn, torch, tqdm
 from training.config import TrainConfig
 from training.machine import environment
-from training.processes import ALONE, Processes
+from training.processes import Processes
 from training.step import StepResult
 from training.tensorboard_log import TensorBoardLog
 from visualization import count_parameters
@@ -83,12 +75,7 @@ class Report:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        metrics: Metrics,
-        device: torch.device,
-        processes: Processes = ALONE,
-        log: Log = print_line,
+        self, config: TrainConfig, metrics: Metrics, device: torch.device, processes: Processes, log: Log
     ) -> None:
         self.config, self.metrics, self.processes, self.log = config, metrics, processes, log
         self.advice = f"try a lower {'--max_lr' if config.scheduler == 'onecycle' else '--lr'}"

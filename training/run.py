@@ -1,9 +1,4 @@
-"""A run under way: its epochs, its state, and being where it was when a checkpoint was written.
-
-run = prepare_run(config, device)     # training/setup.py
-run.train()
-run.save_results()
-"""
+"""A run under way: its epochs, its state, and being where it was when a checkpoint was written."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -104,7 +99,6 @@ class Run:
         plot_metrics(self.metrics, name, output_dir)
 
     def save_checkpoint(self) -> None:
-        """Write what the epochs to come depend on."""
         generators = {"torch": torch.get_rng_state()}
         if self.step.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.step.device)

@@ -1,6 +1,8 @@
 """From a configuration to a run that is ready for its first batch.
 
 run = prepare_run(TrainConfig(model="3", epochs=15), torch.device("cpu"))
+run.train()
+run.save_results()
 """
 
 from dataclasses import replace

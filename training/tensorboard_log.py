@@ -1,8 +1,5 @@
 """The numbers of a run in TensorBoard's form: ``main.py --tensorboard``, then ``tensorboard --logdir outputs``.
 
-    board = TensorBoardLog(files.tensorboard, metrics)
-    board.write(metrics)      # what has come since
-
 TensorBoard itself is optional: requirements-tools.txt has it, training does without.
 """
 
@@ -41,7 +38,6 @@ class TensorBoardLog:
         self.writer = SummaryWriter(str(folder), purge_step=self.batches + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """Add the batches and epochs that have come since the last time."""
         losses, rates = metrics["train_losses"], metrics["learning_rates"]
         for batch in range(self.batches, len(losses)):
             self.writer.add_scalar("loss/train", losses[batch], batch + 1)
