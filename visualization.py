@@ -66,10 +66,9 @@ def load_weights(model: Model, path: Path) -> Model:
     items = state.items() if isinstance(state, dict) else ()
     # without what DistributedDataParallel and torch.compile put before the names
     state = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): value for name, value in items}
-    if _shapes(state) != _shapes(model.state_dict()):
-        fitting = [
-            other for other in known_models() if _shapes(state) == _shapes(get_strategy(other).build().state_dict())
-        ]
+    shapes = _shapes(state)
+    if shapes != _shapes(model.state_dict()):
+        fitting = [other for other in known_models() if shapes == _shapes(get_strategy(other).build().state_dict())]
         fits = f"they fit model {' and '.join(fitting)}" if fitting else "they fit none of the registered models"
         raise RuntimeError(f"{path} does not hold weights of {type(model).__module__}.{type(model).__name__}; {fits}")
     model.load_state_dict(state)
@@ -140,8 +139,7 @@ def metrics_figure(metrics: Metrics) -> Figure:
         test_acc.annotate(f"{accuracies[-1]:.2f}", (len(accuracies), accuracies[-1]), **above)
     test_acc.margins(y=0.08)
     for panel in (train_loss, test_loss, train_acc, test_acc):
-        panel.set_xlabel("epochs")
-        panel.set_xlim(0, len(epochs) + 0.5)
+        panel.set(xlabel="epochs", xlim=(0, len(epochs) + 0.5))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)

@@ -56,9 +56,7 @@ def ensure_mnist(data_dir: str | os.PathLike[str], log: Log = print) -> Path:
     whose SHA-256 is wrong is set aside as ``NAME.damaged`` first. Two processes may do this at the same
     time: the second waits for the first.
 
-    Raises:
-        UsageError: the folder cannot be written.
-        DataError: a file is missing or damaged and cannot be fetched.
+    A UsageError if the folder cannot be written, a DataError if a file is missing or damaged and cannot be fetched.
     """
     raw = Path(data_dir) / "MNIST" / "raw"
     expected = expected_sums(raw)
@@ -114,10 +112,7 @@ def read_sums(raw: Path) -> dict[str, str] | None:
 
 
 def expected_sums(raw: Path) -> dict[str, str]:
-    """The SHA-256 that each of the four files must have: of ``SHA256SUMS``, or MNIST's.
-
-    A DataError if there is one, and it cannot be read or has not all four.
-    """
+    """The SHA-256 that each of the four files must have: MNIST's, or of ``SHA256SUMS``; a DataError if it lacks one."""
     sums = read_sums(raw)
     if sums is None:
         return MNIST_SHA256

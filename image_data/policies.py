@@ -66,10 +66,7 @@ _LARGEST = {"thickness": 1.0, "scale": 0.9}
 
 
 def get_policy(name: str, strength: float = 1.0) -> Policy:
-    """The policy ``name``, every range of it times ``strength``, thickness up to 1 and scale up to 0.9.
-
-    If there is none of this name, a ValueError lists those there are.
-    """
+    """The policy ``name``, its ranges times ``strength`` up to ``_LARGEST``; a ValueError lists what is known."""
     if name not in POLICIES:
         raise ValueError(f"augment: {name!r} is not known; choose from {', '.join(POLICIES)}")
     policy = POLICIES[name]

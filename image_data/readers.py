@@ -82,10 +82,7 @@ def read_named(name: str, torchvisions: str, root: Path) -> tuple[list[str], Par
 
 
 def read_source(source: Path, form: str, log: Log) -> tuple[list[str], Part, Part]:
-    """A set of one's own: the names of its classes, its training and its test images with labels from 0 on.
-
-    A UsageError says why it is not fit for a training.
-    """
+    """A set of one's own: its classes, its training and its test images with labels from 0 on; else a UsageError."""
     train, test = _read(source, form)
     if test is None:
         train, test = _held_out(*train)
@@ -214,9 +211,7 @@ def _grey(image: Image.Image, path: str, form: str) -> Any:
 def read_picture(source: bytes | str, form: str) -> NDArray[np.uint8]:
     """A picture as a network takes it, uint8 [28, 28]: whole, or in MNIST's form. Raises as ``image_data.form``."""
     grey = read_grey(source, mixed=form == "mnist")
-    if form == "mnist":
-        return to_mnist(grey)
-    return _brought(grey, form)
+    return to_mnist(grey) if form == "mnist" else _brought(grey, form)
 
 
 def _brought(grey: Any, form: str) -> NDArray[np.uint8]:

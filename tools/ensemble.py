@@ -15,7 +15,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from common.cli import OneLineParser, check_at_least, command
@@ -39,19 +39,11 @@ from visualization import count_parameters, load_metrics_json
 HELD_OUT = 1 / 6  # part of the training images that the twins do not see: 10,000 of MNIST's 60,000
 
 
-@dataclass(frozen=True)
-class Voting:
-    method: str
-    weights: list[float]
-    temperature: float
-    accuracy: float  # percent
-    loss: float  # mean negative log-likelihood, at this temperature
-
-
-def fit_votings(log_probabilities: torch.Tensor, labels: torch.Tensor, models: Sequence[str]) -> list[Voting]:
+def fit_votings(log_probabilities: torch.Tensor, labels: torch.Tensor, models: Sequence[str]) -> list[dict[str, Any]]:
     """Fit every method on images that the members were not trained on: [M, N, 10], and labels int64 [N].
 
-    ``models``: the network of each member; those of one have the same weight, since they differ by chance.
+    ``models``: the network of each member; those of one have the same weight, since they differ by chance. Returns the
+    method's name, weights, temperature, accuracy in percent, and mean negative log-likelihood, each.
     """
     equal = [1 / len(models)] * len(models)
     votings = []
@@ -62,7 +54,8 @@ def fit_votings(log_probabilities: torch.Tensor, labels: torch.Tensor, models: S
         temperature = 1.0 if bool(right.all()) else fit_temperature(said, labels)  # without a mistake none is best
         loss = F.nll_loss(scale(said, temperature), labels).item()
         accuracy = 100.0 * right.float().mean().item()
-        votings.append(Voting(method, weights, temperature, accuracy, loss))
+        fitted = {"method": method, "weights": weights, "temperature": temperature}
+        votings.append(fitted | {"accuracy": accuracy, "loss": loss})
     return votings
 
 
@@ -143,13 +136,14 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
 
     held_out = split_indices(labels, twins[0].val_split)[1]
     votings = fit_votings(predictions(load_runs(twins), images[held_out]), labels[held_out], models)
-    allowed = [voting for voting in votings if args.method in ("best", voting.method)]
-    chosen = max(allowed, key=lambda voting: (voting.accuracy, -voting.loss))
+    allowed = [voting for voting in votings if args.method in ("best", voting["method"])]
+    chosen = max(allowed, key=lambda voting: (voting["accuracy"], -voting["loss"]))
+    how = {key: chosen[key] for key in ("method", "weights", "temperature")}
 
     test_images, test_labels = load_images(members[0].data_folder, train=False)
     networks = load_runs(members)
     singles = (predictions(networks, test_images).argmax(2) == test_labels).float().mean(1).mul(100).tolist()
-    ensemble = Ensemble(networks, chosen.method, chosen.weights, chosen.temperature)
+    ensemble = Ensemble(networks, **how)
     (log_probabilities,) = predictions([ensemble], test_images)
     correct = int((log_probabilities.argmax(1) == test_labels).sum())
     description = {
@@ -159,9 +153,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "data": data.as_json(),
         "members": [member.run_name for member in members],
         "models": models,
-        "method": chosen.method,
-        "weights": chosen.weights,
-        "temperature": chosen.temperature,
+        **how,
         "parameters": count_parameters(ensemble),
         "accuracy": 100.0 * correct / len(test_labels),
         "accuracy_interval": wilson_interval(correct, len(test_labels)),
@@ -169,7 +161,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "member_accuracies": [round(accuracy, 4) for accuracy in singles],
         "latency_ms": {str(count): round(forward_ms(ensemble, count), 3) for count in (1, 100)},
         "member_latency_ms": {str(count): round(forward_ms(networks[0], count), 3) for count in (1, 100)},
-        "held_out": {"images": len(held_out), "votings": [asdict(voting) for voting in votings]},
+        "held_out": {"images": len(held_out), "votings": votings},
         "environment": environment(CPU),
     }
     write_json(ensemble_file(RunFiles(args.name, args.output_dir)), description)

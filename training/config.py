@@ -29,7 +29,6 @@ from model_strategy import known_models
 
 T = TypeVar("T")
 
-
 # What a setting decides, and so where it counts: a study searches recipes, a resumed run may be in another place.
 GROUPS = {
     "recipe": "what is trained, and how",
@@ -51,10 +50,7 @@ def setting(default: T, help: str, group: str = "recipe", **limits: Any) -> T:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of one run; a UsageError if one is of the wrong type or outside its limits.
-
-    The defaults are the specification's.
-    """
+    """The settings of one run, by default the specification's; a UsageError if one is outside its limits."""
 
     model: str = setting("1", "which network", choices=known_models)
     epochs: int = setting(10, "passes over the training images", minimum=1, maximum=1_000_000)
@@ -159,12 +155,9 @@ class TrainConfig:
 
     def flags_without_effect(self, given: Mapping[str, Any]) -> list[str]:
         """One line for each given flag that changes nothing because of the others."""
-        used_by = {"max_lr": "onecycle", "lr": "step"}
-        return [
-            f"--{flag} has no effect with --scheduler {self.scheduler}; it belongs to {scheduler}"
-            for flag, scheduler in used_by.items()
-            if flag in given and self.scheduler != scheduler
-        ]
+        flag, scheduler = ("lr", "step") if self.scheduler == "onecycle" else ("max_lr", "onecycle")
+        note = f"--{flag} has no effect with --scheduler {self.scheduler}; it belongs to {scheduler}"
+        return [note] if flag in given else []
 
 
 def same_data(config: TrainConfig, before: DataSet, who: str, note: Log | None = None) -> Path:

@@ -206,4 +206,4 @@ class Report:
         if self.board is not None:
             self.board.write(self.metrics)
             if status != "running":
-                self.board.close()
+                self.board.writer.close()

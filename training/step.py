@@ -25,10 +25,7 @@ class StepResult(NamedTuple):
 
 @dataclass
 class Step:
-    """Forward, backward, and the optimizer's step, as one call on a batch.
-
-    This is how a step is executed on any device; ``CapturedStep`` does the same as one CUDA graph.
-    """
+    """Forward, backward, and the optimizer's step, as one call on a batch; ``CapturedStep`` is it as a CUDA graph."""
 
     model: nn.Module  # as a step runs it: by kernels, compiled, synchronized
     optimizer: optim.Optimizer
@@ -44,10 +41,7 @@ class Step:
         return iter(batches)
 
     def __call__(self, batch: Any, weight: float = 1.0) -> StepResult:
-        """Train on a batch of ``inputs``: images [N, 1, 28, 28] and labels [N].
-
-        ``weight``: of the loss, when this process has a part of the batch: see ``Processes.part_weights``.
-        """
+        """Train on images [N, 1, 28, 28] and labels [N]; ``weight``: of the loss, see ``Processes.part_weights``."""
         rate = self.optimizer.param_groups[0]["lr"]
         images, labels = batch
         totals = self.compute(images, labels, weight)

@@ -49,6 +49,3 @@ class TensorBoardLog:
                     self.writer.add_scalar(tag, metrics[key][epoch], self.batches)
         self.epochs = len(metrics["test_acc"])
         self.writer.flush()
-
-    def close(self) -> None:
-        self.writer.close()

@@ -49,10 +49,6 @@ class Turns:
         self.drawn = self.get()
         return went_on
 
-    def wait(self) -> None:
-        if self.stream is not None:
-            self.stream.synchronize()
-
 
 def train_together(configs: Sequence[TrainConfig], log: Log = print_line) -> list[TrainResult]:
     """Train the networks of ``configs`` on one device, in turns of a step; each run leaves its own files.
@@ -74,7 +70,8 @@ def train_together(configs: Sequence[TrainConfig], log: Log = print_line) -> lis
         for turn in turns:
             if turn.step():
                 under_way.append(turn)
-            turn.wait()  # the first step makes what all runs then read, such as the grids of the augmentation
+            if turn.stream is not None:  # the first step makes what all runs read, such as the grids of augmentation
+                turn.stream.synchronize()
         while under_way:
             under_way = [turn for turn in under_way if turn.step()]
     return [TrainResult(turn.run.result.eval(), turn.run.metrics, turn.run.config.files) for turn in turns]

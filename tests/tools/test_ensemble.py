@@ -98,7 +98,7 @@ def test_an_over_confident_vote_is_cooled_to_what_it_knows():
     honest = (2 * torch.randn(4000, 10)).log_softmax(1)
     labels = torch.multinomial(honest.exp(), 1).flatten()  # right as often as it says
     (soft, *_) = fit_votings((3 * honest).log_softmax(1).unsqueeze(0), labels, ["1"])
-    assert soft.temperature == pytest.approx(3, rel=0.1)
+    assert soft["temperature"] == pytest.approx(3, rel=0.1)
 
 
 def test_temperature_changes_the_confidence_and_no_decision():
