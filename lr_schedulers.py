@@ -7,27 +7,21 @@ if advances_every_batch("onecycle"):   # else once an epoch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import imports
-
-if TYPE_CHECKING:
-    from imports import LRScheduler, optim
-
 
 SCHEDULERS = ("step", "onecycle")
 
 
 def get_scheduler(
     name: str,
-    optimizer: optim.Optimizer,
+    optimizer: imports.optim.Optimizer,
     epochs: int,
     steps_per_epoch: int,
     max_lr: float = 0.75,
     pct_start: float = 0.3,
     div_factor: float = 7.5,
     final_div_factor: float = 7.5,
-) -> LRScheduler:
+) -> imports.LRScheduler:
     """Build the schedule ``name`` for ``optimizer``; a ValueError if the name is unknown.
 
     ``step`` (StepLR) divides the optimizer's rate by ten every 6 epochs and is advanced once an epoch; the other

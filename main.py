@@ -18,6 +18,7 @@ from typing import Any
 
 from common.cli import Log, OneLineParser, StopSignals, forgive_consoles, shown_path, silent
 from common.files import DamagedFileError, RunFiles, UsageError
+from image_data.fetch import DataError
 from training.config import TrainConfig, add_training_flags, fields_in, read_config_file
 from training.processes import Processes
 from training.tensorboard_log import check_installed
@@ -78,7 +79,6 @@ def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Proc
     for note in config.flags_without_effect(given):
         say(f"Note: {note}.")
 
-    from image_data.fetch import DataError
     from training.report import TrainingError
     from training.run import StoppedError
     from training.train import train_and_evaluate

@@ -54,7 +54,7 @@ class Run:
         return averaged
 
     def train(self) -> None:
-        """All epochs, or those still to come; a TrainingError if the loss is no longer finite, or a StoppedError."""
+        """All epochs still to come; a TrainingError if the loss is not finite, a StoppedError if asked to stop."""
         for _ in self.steps():
             pass
 
@@ -126,7 +126,7 @@ class Run:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Be where the run was when ``checkpoint`` was written; a DamagedFileError if it fits not its configuration."""
+        """Be where ``checkpoint`` was written; a DamagedFileError if it is not of a run with its own configuration."""
         before, now, here = checkpoint["metrics"], self.metrics, self.metrics["environment"]
         try:
             for name, part in self._stateful().items():

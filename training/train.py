@@ -47,11 +47,9 @@ def train_and_evaluate(
     Raises:
         UsageError: the device is not here, a folder cannot be written, too many images are held out, or another
             process trains under this name.
-        DataError: MNIST is not there and cannot be fetched.
-        TrainingError: the loss or a weight is no longer finite.
-        StoppedError: it was asked to stop.
+        DataError, OSError: the data are not there and cannot be fetched; a file cannot be written.
+        TrainingError, StoppedError: the loss or a weight is no longer finite; it was asked to stop.
         DamagedFileError: ``checkpoint`` is not of a run with its own configuration.
-        OSError: a file cannot be written.
     """
     processes = Processes.from_environment()
     if not processes.is_main:
