@@ -62,10 +62,10 @@ class TensorBatches:
     def order(self) -> Iterator[torch.Tensor]:
         """The batches of an epoch as indices: int64 on the device, newly shuffled if there is a generator."""
         device, n = self.images.device, len(self.labels)
-        shuffled = self.generator is not None
-        order = (
-            torch.randperm(n, generator=self.generator, device=device) if shuffled else torch.arange(n, device=device)
-        )
+        if self.generator is None:
+            order = torch.arange(n, device=device)
+        else:
+            order = torch.randperm(n, generator=self.generator, device=device)
         yield from order.split(self.batch_size)
 
     def take(self, chosen: torch.Tensor) -> Batch:
@@ -125,7 +125,7 @@ def test_transforms(facts: DataSet = MNIST) -> transforms.Compose:  # noqa: PT02
 
 
 def split_indices(labels: torch.Tensor, val_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ascending indices of the training images and of ``val_size`` for validation, as nearly as many of every class.
+    """Ascending indices of the training images and of ``val_size`` for validation, as equally many a class as may be.
 
     They depend on the labels and ``SPLIT_SEED`` alone. A UsageError if no training image would be left.
     """

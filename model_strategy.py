@@ -14,20 +14,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from imports import nn, torch
+import imports
 
 
 class ModelStrategy(ABC):
     """Knows how to make one network. A strategy imports its network only when it makes it."""
 
     @abstractmethod
-    def build(self) -> nn.Module:
+    def build(self) -> imports.nn.Module:
         """A new network on the CPU: [N, 1, 28, 28] normalised images -> [N, 10] log-probabilities."""
 
-    def get_model(self, device: torch.device | str) -> nn.Module:
+    def get_model(self, device: imports.torch.device | str) -> imports.nn.Module:
         return self.build().to(device)
 
 
@@ -65,7 +64,7 @@ class ModelContext:
     def __init__(self, strategy: ModelStrategy) -> None:
         self.strategy = strategy
 
-    def get_model(self, device: torch.device | str) -> nn.Module:
+    def get_model(self, device: imports.torch.device | str) -> imports.nn.Module:
         return self.strategy.get_model(device)
 
 
@@ -73,7 +72,7 @@ class ModelContext:
 class Model1Strategy(ModelStrategy):
     """Convolutions alone: 7,720 parameters."""
 
-    def build(self) -> nn.Module:
+    def build(self) -> imports.nn.Module:
         from models import model_v1
 
         return model_v1.Net()
@@ -83,7 +82,7 @@ class Model1Strategy(ModelStrategy):
 class Model2Strategy(ModelStrategy):
     """V1 with a linear layer at the end: 7,730 parameters."""
 
-    def build(self) -> nn.Module:
+    def build(self) -> imports.nn.Module:
         from models import model_v2
 
         return model_v2.Net()
@@ -93,7 +92,7 @@ class Model2Strategy(ModelStrategy):
 class Model3Strategy(ModelStrategy):
     """One block more, adaptive pooling, a linear layer: 8,650 parameters."""
 
-    def build(self) -> nn.Module:
+    def build(self) -> imports.nn.Module:
         from models import model_v3
 
         return model_v3.Net()

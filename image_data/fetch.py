@@ -98,7 +98,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_sums(raw: Path) -> dict[str, str] | None:
-    """File name -> SHA-256, as the ``SHA256SUMS`` in ``raw`` has it; None: there is none. DataError: not readable."""
+    """File name -> SHA-256, as the ``SHA256SUMS`` in ``raw`` has it; None: there is none. Else a DataError."""
     try:
         contents = (raw / SUMS_FILE).read_bytes()
         # PowerShell writes UTF-16, and both it and Windows' editors a byte order mark
@@ -112,7 +112,7 @@ def read_sums(raw: Path) -> dict[str, str] | None:
 
 
 def expected_sums(raw: Path) -> dict[str, str]:
-    """The SHA-256 that each of the four files must have: MNIST's, or of ``SHA256SUMS``; a DataError if it lacks one."""
+    """The SHA-256 that each of the four files must have: MNIST's, or of ``SHA256SUMS``; else a DataError."""
     sums = read_sums(raw)
     if sums is None:
         return MNIST_SHA256
