@@ -48,35 +48,31 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(args: argparse.Namespace) -> int:
-    with listen(args.host, args.port) as listener:
+    host = args.host
+    with listen(host, args.port) as listener:
         # asyncio leaves it to a socket of protocol 0; without it the second part of an answer waits for 40 ms
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return serve(listener, args)
+        import uvicorn
 
+        from tools.web.app import create_app
+        from tools.web.server import Settings
 
-def serve(listener: socket.socket, args: argparse.Namespace) -> int:
-    import uvicorn
-
-    from tools.web.app import create_app
-    from tools.web.server import Settings
-
-    host, port = args.host, listener.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
-    if host in ("0.0.0.0", "::"):  # every address of this machine; others know it by its name
-        shown = socket.gethostname()
-    print(f"http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
-    app = create_app(Settings(host, args.output_dir, args.data_dir, tuple(args.allow_host)))
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        server_header=False,
-        limit_concurrency=256,
-        timeout_keep_alive=10,
-        timeout_graceful_shutdown=2,
-    )
-    server = uvicorn.Server(config)
-    app.state.ending = lambda: server.should_exit
-    server.run(sockets=[listener])
+        shown = f"[{host}]" if ":" in host else host
+        if host in ("0.0.0.0", "::"):  # every address of this machine; others know it by its name
+            shown = socket.gethostname()
+        print(f"http://{shown}:{listener.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+        app = create_app(Settings(host, args.output_dir, args.data_dir, tuple(args.allow_host)))
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            server_header=False,
+            limit_concurrency=256,
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=2,
+        )
+        server = uvicorn.Server(config)
+        app.state.ending = lambda: server.should_exit
+        server.run(sockets=[listener])
     return 0
 
 
