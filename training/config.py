@@ -106,11 +106,11 @@ class TrainConfig:
             value = getattr(self, spec.name)
             if field_type(spec) is float and type(value) is int:  # max_lr = 1 is as good as 1.0
                 value = float(value)
-                object.__setattr__(self, spec.name, value)
             _check(spec, value)
             is_path = spec.name == "data_dir" or (spec.name == "dataset" and value not in (MNIST.name, *NAMES))
             if is_path and value is not None:  # found from another folder too
-                object.__setattr__(self, spec.name, str(Path(value).absolute()))
+                value = str(Path(value).absolute())
+            object.__setattr__(self, spec.name, value)
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov: True is not allowed with momentum 0.0; it needs one above 0")
         RunFiles(self.run_name)  # checks the name
