@@ -141,10 +141,7 @@ def split_indices(labels: torch.Tensor, val_size: int) -> tuple[torch.Tensor, to
 
 
 def load_images(data_dir: str | os.PathLike[str], train: bool, log: Log = print) -> Batch:
-    """The verified images uint8 [N, 28, 28] and labels int64 [N] of the training or the test set.
-
-    A DataError if they are not there and cannot be fetched, or are not in MNIST's format.
-    """
+    """The verified images uint8 [N, 28, 28] and labels int64 [N] of the training or the test set; else a DataError."""
     ensure_mnist(data_dir, log)
     return _read_images(data_dir, train)
 

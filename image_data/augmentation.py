@@ -20,7 +20,7 @@ def augment(images: torch.Tensor, policy: Policy, draws: torch.Tensor) -> torch.
     """Change each image by its own ``draws``, uniform from [0, 1), [N, policy.draws]."""
     if policy.nearest:
         return rotate(images, (2 * draws[:, 0] - 1) * policy.rotation)
-    of = policy.split(draws)
+    of = dict(zip(policy.parts, draws.split([*policy.parts.values()], dim=1), strict=True))
     if "affine" in of or "elastic" in of:
         matrix = displacement = None
         if "affine" in of:

@@ -5,12 +5,8 @@
 Needs no torch, so that a wrong name is told at once; ``augmentation.py`` applies a policy.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
-
-import imports
 
 GRID = 5  # control points of an elastic deformation, along each side
 
@@ -30,23 +26,18 @@ class Policy:
 
     @property
     def draws(self) -> int:
-        if self.nearest:
-            return 1
-        return sum(count for _, count in self._parts())
+        return 1 if self.nearest else sum(self.parts.values())
 
-    def _parts(self) -> list[tuple[str, int]]:
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is changed when it is not ``nearest``, and how many draws each takes, in their order."""
         wanted = {
-            "affine": (5, any((self.rotation, self.shift, self.scale, self.shear))),
-            "elastic": (2 * GRID * GRID, self.elastic),
-            "thickness": (1, self.thickness),
-            "erase": (3, self.erase),
+            "affine": 5 * any((self.rotation, self.shift, self.scale, self.shear)),
+            "elastic": 2 * GRID * GRID * bool(self.elastic),
+            "thickness": 1 * bool(self.thickness),
+            "erase": 3 * bool(self.erase),
         }
-        return [(name, count) for name, (count, is_used) in wanted.items() if is_used]
-
-    def split(self, draws: imports.torch.Tensor) -> dict[str, imports.torch.Tensor]:
-        """``draws`` [N, self.draws] as what each part of the policy takes."""
-        parts = self._parts()
-        return dict(zip((name for name, _ in parts), draws.split([count for _, count in parts], dim=1), strict=True))
+        return {name: count for name, count in wanted.items() if count}
 
 
 _AFFINE = Policy(rotation=10.0, shift=1.5, scale=0.1, shear=8.0)

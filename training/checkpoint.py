@@ -83,10 +83,7 @@ def _read(path: Path) -> Checkpoint:
 
 
 def resumed_config(state: Checkpoint, files: RunFiles, given: Mapping[str, Any], processes: int = 1) -> TrainConfig:
-    """The checkpoint's configuration, with what of ``given`` may differ from it.
-
-    A UsageError names all given settings that contradict the checkpoint, or another number of processes.
-    """
+    """The checkpoint's configuration, with what of ``given`` may differ; a UsageError names all that contradicts it."""
     config = {"kernels": False, **state["config"]}  # there were none at first
     try:
         saved = TrainConfig(**config)

@@ -146,10 +146,7 @@ class TrainConfig:
 
     @classmethod
     def from_sources(cls, flags: Mapping[str, Any], config_file: str | None = None) -> TrainConfig:
-        """A flag that was given (field name -> value) wins over the file, the file over the default.
-
-        Raises as ``read_config_file``, which says what ``config_file`` may be, and as the class.
-        """
+        """A flag that was given wins over the file, as of ``read_config_file``, and the file over the default."""
         settings = {} if config_file is None else read_config_file(config_file)
         return cls(**{**settings, **flags})
 
@@ -245,10 +242,7 @@ def _check(spec: Field[Any], value: Any) -> None:
 
 
 def read_config_file(name_or_path: str) -> dict[str, Any]:
-    """The settings in ``configs/NAME.toml`` or in a TOML file of your own.
-
-    A UsageError if there is no such file, it is no TOML, or has a key that is no field of TrainConfig.
-    """
+    """The settings in ``configs/NAME.toml`` or in a TOML file; a UsageError if it is none, or a key is no setting."""
     configs = PROJECT_DIR / "configs"
     shipped = configs / f"{name_or_path}.toml"
     path = shipped if re.fullmatch(r"[\w-]+", name_or_path) and shipped.is_file() else Path(name_or_path)

@@ -8,7 +8,6 @@ from common.files import DamagedFileError
 from common.results import Metrics, save_model_params
 from data_utils import Data, TensorBatches
 from imports import LRScheduler, nn, torch
-from lr_schedulers import advances_every_batch
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.machine import first_line
@@ -71,7 +70,7 @@ class Run:
                     if self.stop_requested():
                         raise StoppedError(f"stopped in epoch {self.report.epochs_done}")
                     yield
-            if not advances_every_batch(self.config.scheduler):
+            if self.step.scheduler is None:  # it is advanced once an epoch
                 self.scheduler.step()
             self.evaluate_epoch()
             self.report.end_epoch()
