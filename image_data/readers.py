@@ -29,21 +29,6 @@ IDX_FILES = {"train-images": 3, "train-labels": 1, "t10k-images": 3, "t10k-label
 Part = tuple[Any, Any]  # images uint8 [N, 28, 28] and their labels, arrays or lists
 
 
-def _checked(source: Path, train: Part, test: Part) -> tuple[list[str], Part, Part]:
-    """The names of the classes, and both parts with labels from 0 on; a UsageError if they are not fit."""
-    found = sorted(set(train[1]), key=lambda label: (int(label) if str(label).isdecimal() else 1 << 60, str(label)))
-    if not 2 <= len(found) <= MAX_CLASSES:
-        raise UsageError(f"dataset: {source} has {len(found)} classes; from 2 to {MAX_CLASSES} are allowed")
-    others = sorted({str(label) for label in set(test[1]) - set(found)})
-    if others:
-        raise UsageError(f"dataset: {source}: the test images have class {', '.join(others)}, the training images not")
-    if not len(test[1]) or train[0].min() == train[0].max():
-        raise UsageError(f"dataset: {source} has no test images, or training images of one grey level alone")
-    outputs = {label: output for output, label in enumerate(found)}
-    train, test = ((images, np.array([outputs[label] for label in labels])) for images, labels in (train, test))
-    return [str(label) for label in found], train, test
-
-
 def _held_out(images: Any, labels: Sequence[Any]) -> tuple[Part, Part]:
     """Training and test part: of each class a sixth of its images, drawn by a seed, at least one, is for the test."""
     names, draw = np.array(labels), np.random.default_rng(SPLIT_SEED)
@@ -87,7 +72,17 @@ def read_source(source: Path, form: str, log: Log) -> tuple[list[str], Part, Par
     if test is None:
         train, test = _held_out(*train)
         log(f"Note: {source} has no test images: {len(test[1]):,}, a sixth of each class, are held out.")
-    return _checked(source, train, test)
+    found = sorted(set(train[1]), key=lambda label: (int(label) if str(label).isdecimal() else 1 << 60, str(label)))
+    if not 2 <= len(found) <= MAX_CLASSES:
+        raise UsageError(f"dataset: {source} has {len(found)} classes; from 2 to {MAX_CLASSES} are allowed")
+    others = sorted({str(label) for label in set(test[1]) - set(found)})
+    if others:
+        raise UsageError(f"dataset: {source}: the test images have class {', '.join(others)}, the training images not")
+    if not len(test[1]) or train[0].min() == train[0].max():
+        raise UsageError(f"dataset: {source} has no test images, or training images of one grey level alone")
+    outputs = {label: output for output, label in enumerate(found)}
+    train, test = ((images, np.array([outputs[label] for label in labels])) for images, labels in (train, test))
+    return [str(label) for label in found], train, test
 
 
 def _read(source: Path, form: str) -> tuple[Part, Part | None]:

@@ -96,15 +96,6 @@ def captured(step: Step, batches: Batches, processes: Processes, report: Report)
     return step
 
 
-def share_evenly(config: TrainConfig, processes: Processes) -> None:
-    """Make sure that a batch divides among the processes; else a UsageError."""
-    if config.batch_size % processes.count:
-        raise UsageError(
-            f"batch_size: {config.batch_size} is not allowed with {processes.count} processes; it must divide among"
-            " them"
-        )
-
-
 def check_last_batch(train_size: int, config: TrainConfig, processes: Processes) -> None:
     """Make sure that there is a batch, and that every process has an image of the last one; else a UsageError."""
     if config.dataset != "mnist" and train_size < config.batch_size:

@@ -20,7 +20,7 @@ from training.machine import resolve_device
 from training.processes import ALONE, Processes
 from training.report import print_line
 from training.run import Run, StoppedError
-from training.setup import prepare_run, share_evenly
+from training.setup import prepare_run
 
 
 @dataclass
@@ -54,7 +54,11 @@ def train_and_evaluate(
     processes = Processes.from_environment()
     if not processes.is_main:
         log = silent
-    share_evenly(config, processes)
+    if config.batch_size % processes.count:
+        raise UsageError(
+            f"batch_size: {config.batch_size} is not allowed with {processes.count} processes; it must divide among"
+            " them"
+        )
     device = resolve_device(config.device, processes)
     if processes.count > 1:  # those of one machine wait for each other here, not for a message that is overdue
         config.ensure_data(silent)
