@@ -50,13 +50,13 @@ def listen(host: str, port: int) -> socket.socket:
 def run(args: argparse.Namespace) -> int:
     host = args.host
     with listen(host, args.port) as listener:
-        # asyncio leaves it to a socket of protocol 0; without it the second part of an answer waits for 40 ms
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         import uvicorn
 
         from tools.web.app import create_app
         from tools.web.server import Settings
 
+        # asyncio leaves it to a socket of protocol 0; without it the second part of an answer waits for 40 ms
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         shown = f"[{host}]" if ":" in host else host
         if host in ("0.0.0.0", "::"):  # every address of this machine; others know it by its name
             shown = socket.gethostname()
