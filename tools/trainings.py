@@ -60,7 +60,7 @@ def threads_each(jobs: int) -> int:
     return max(1, (os.cpu_count() or 1) // jobs)
 
 
-def train_in_a_process(config: TrainConfig, launcher: Sequence[str] = (sys.executable,)) -> float:
+def train_in_a_process(config: TrainConfig) -> float:
     """Train by the command itself. Returns the seconds that all of it took; a ProcessError if it fails."""
     settings = asdict(config) | {"data_dir": str(config.data_root.resolve())}
     if config.output_dir is not None:  # the command runs in the project's folder
@@ -68,7 +68,7 @@ def train_in_a_process(config: TrainConfig, launcher: Sequence[str] = (sys.execu
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder) / "run.toml"
         config_file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items() if v is not None))
-        command = [*launcher, str(PROJECT_DIR / "main.py"), "--config", str(config_file)]
+        command = [sys.executable, str(PROJECT_DIR / "main.py"), "--config", str(config_file)]
         return seconds_of(lambda: run_quietly(command))
 
 

@@ -32,12 +32,11 @@ from models.receptive_field import receptive_fields
 from tools.naive import NaiveTraining
 from tools.output import write_figure, write_json
 from tools.timing import copied_bytes, matrix_flops, synchronize
-from tools.trainings import ProcessError, train_in_a_process
+from tools.trainings import ProcessError
 from training.config import TrainConfig
 from training.machine import environment, has_bfloat16, resolve_device
 from training.setup import prepare_run
 from training.step import train_one_epoch
-from visualization import load_metrics_json
 
 BEST_BATCH = 512  # images a step at which the cores do the most
 
@@ -75,8 +74,6 @@ def throughput(args: argparse.Namespace) -> int:
     """The subcommand: time, print a table, write the JSON and the chart."""
     device = resolve_device(args.device)
     ensure_mnist(args.data_dir)
-    if args.processes:
-        return throughput_of_processes(args)
     results: dict[str, Any] = {"environment": environment(device), "rounds": args.rounds, "models": {}}
     for model in args.models:
         try:
@@ -105,17 +102,14 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
     begun = (model, str(args.data_dir), args.device)
     first_batches = [pool.submit(_begin, which, *begun).result() for which, pool in zip(settings, pools, strict=True)]
     image_flops, image_bytes = work_of_an_image(model)
-    rates: dict[str, list[float]] = {setting.label: [] for setting in settings}
-    bounds: list[float] = []
-    memory_bounds: list[float] = []
+    rounds = []  # images/s: of every setting, and of the two bounds
     for _ in range(args.rounds):
-        for setting, pool in zip(settings, pools, strict=True):
-            rates[setting.label].append(pool.submit(_rate, args.images, setting.batch_size).result())
-        bounds.append(matrix_flops(device) / image_flops)
-        memory_bounds.append(copied_bytes(device) / image_bytes)
+        work = zip(settings, pools, strict=True)
+        rates = [pool.submit(_rate, args.images, setting.batch_size).result() for setting, pool in work]
+        rounds.append([*rates, matrix_flops(device) / image_flops, copied_bytes(device) / image_bytes])
+    *all_rates, bounds, memory_bounds = zip(*rounds, strict=True)
     rows = []
-    for setting, pool, first_batch in zip(settings, pools, first_batches, strict=True):
-        mine = rates[setting.label]
+    for setting, pool, first_batch, mine in zip(settings, pools, first_batches, all_rates, strict=True):
         median = statistics.median(mine)
         rows.append(
             {
@@ -124,7 +118,7 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
                 "images_per_second": [round(rate, 1) for rate in mine],
                 "median": round(median, 1),
                 "epoch_seconds": round(epoch_images / median, 4),
-                "ratio": round(_median_ratio(mine, rates[settings[0].label]), 3),
+                "ratio": round(_median_ratio(mine, all_rates[0]), 3),
                 "share_of_bound": round(_median_ratio(mine, bounds), 4),
                 "share_of_memory_bound": round(_median_ratio(mine, memory_bounds), 4),
                 "peak_mib": pool.submit(_peak_mib).result(),
@@ -143,12 +137,11 @@ _under_way: dict[str, Any] = {}  # in a process of one setting: its training, it
 
 def _begin(setting: Setting, model: str, data_dir: str, device_name: str) -> float:
     """Make the training that ``setting`` says. Returns the seconds to the end of its first batch."""
-    began, device = time.perf_counter(), resolve_device(device_name)
-    folder = tempfile.TemporaryDirectory()
+    began, folder = time.perf_counter(), tempfile.TemporaryDirectory()
     settings = {key: value for key, value in asdict(setting).items() if key not in ("label", "naive")}
     settings |= {"device": device_name, "data_dir": data_dir, "output_dir": folder.name}
     config = TrainConfig(model=model, scheduler="onecycle", epochs=1000, **settings)
-    train = _naive_training(config) if setting.naive else _training(config)
+    train, device = (_naive_training if setting.naive else _training)(config), resolve_device(device_name)
     _under_way.update(train=train, device=device, folder=folder)
     train(1)
     synchronize(device)
@@ -230,11 +223,9 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     for number, (label, color) in enumerate(zip(labels, colors, strict=False)):
         rows = [rows[number] for rows in results["models"].values()]
         places = [group + (number - (len(labels) - 1) / 2) * width for group in range(len(rows))]
-        medians = [row["median"] for row in rows]
-        spread = [
-            [row["median"] - min(row["images_per_second"]) for row in rows],
-            [max(row["images_per_second"]) - row["median"] for row in rows],
-        ]
+        rates = torch.tensor([row["images_per_second"] for row in rows])
+        medians = torch.tensor([row["median"] for row in rows])
+        spread = torch.stack([medians - rates.amin(1), rates.amax(1) - medians])
         bars = axes.bar(places, medians, width=0.95 * width, color=color, label=label, yerr=spread, ecolor="#555555")
         ratios = [f"{row['ratio']:.1f}x" if number else "" for row in rows]
         axes.bar_label(bars, ratios, fontsize=9, padding=2)
@@ -247,35 +238,3 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     axes.margins(y=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def throughput_of_processes(args: argparse.Namespace) -> int:
-    """``--processes N``: whole epochs of the command, by one process of one thread and by N of them, in turns."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
-    launchers = {"1": [sys.executable], str(args.processes): torchrun}
-    models: dict[str, Any] = {}
-    for model in args.models:
-        rates: dict[str, list[float]] = {count: [] for count in launchers}
-        for _ in range(args.rounds):
-            for count, launcher in launchers.items():
-                rates[count].append(_epoch_rate(launcher, model, args))
-        one, many = rates.values()
-        ratio = statistics.median(b / a for a, b in zip(one, many, strict=True))
-        models[model] = {"images_per_second": rates, "ratio": round(ratio, 3)}
-        print(
-            f"model {model}, batch {args.batch_size}, one thread a process, {args.rounds} interleaved rounds:"
-            f" 1 process {statistics.median(one):,.0f}, {args.processes} processes {statistics.median(many):,.0f}"
-            f" images/s, ratio {ratio:.2f}"
-        )
-    results = {"environment": environment(torch.device("cpu")), "batch_size": args.batch_size, "models": models}
-    write_json(args.results / "outputs" / "benchmark_processes.json", results)
-    return 0
-
-
-def _epoch_rate(launcher: Sequence[str], model: str, args: argparse.Namespace) -> float:
-    recipe: dict[str, Any] = {"model": model, "scheduler": "onecycle", "epochs": 1, "batch_size": args.batch_size}
-    with tempfile.TemporaryDirectory() as output_dir:
-        recipe |= {"device": "cpu", "threads": 1, "data_dir": str(args.data_dir), "output_dir": output_dir}
-        train_in_a_process(TrainConfig(**recipe), launcher)
-        metrics = load_metrics_json(f"mnist_model_{model}", output_dir)
-    return float(metrics["train_images"] / metrics["epoch_seconds"][0])
