@@ -28,8 +28,6 @@ MUD = 63 / 255  # grey level of spatter
 SPOT = 2.0  # pixels; the standard deviation of the blur that makes spots of mud
 LINE_WIDTH = 2.3  # pixels either way within which a line fades to nothing
 
-STILL = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}  # what moves nothing
-
 Images = torch.Tensor  # float [N, 1, 28, 28], from 0 (black) to 1
 
 
@@ -79,10 +77,9 @@ def glass_blur(images: Images, values: tuple[float, int, int], generator: torch.
     """Through frosted glass: blurred, pixels swapped with neighbours, blurred again."""
     sigma, distance, rounds = values
     pixels = gaussian_blur(images, sigma, generator).flatten(1).t().contiguous()  # [784, N]: a row a pixel
-    n = len(images)
+    shape = (SIZE, len(images))
     for _ in range(rounds):
         for row in range(SIZE - distance, distance, -1):
-            shape = (SIZE, n)
             swapped = torch.rand(shape, generator=generator) < 0.5
             down, right = (torch.randint(-distance, distance, shape, generator=generator) for _ in range(2))
             for column in range(SIZE - distance, distance, -1):
@@ -101,20 +98,19 @@ def motion_blur(images: Images, values: tuple[int, float], generator: torch.Gene
     """
     reach, sigma = values
     angles = (torch.rand(len(images), generator=generator) * 2 - 1) * (math.pi / 4)
-    unit = torch.eye(2, 3).repeat(len(images), 1, 1)
-    smeared, weights = torch.zeros_like(images), 0.0
-    for step in range(2 * reach + 1):
-        weight = math.exp(-(step**2) / (2 * sigma**2))
-        unit[:, 0, 2], unit[:, 1, 2] = angles.cos() * (2 * step / SIZE), angles.sin() * (2 * step / SIZE)
+    unit, smeared = torch.eye(2, 3).repeat(len(images), 1, 1), torch.zeros_like(images)
+    weights = [math.exp(-(step**2) / (2 * sigma**2)) for step in range(2 * reach + 1)]
+    for step, weight in enumerate(weights):
+        unit[:, :, 2] = torch.stack([angles.cos(), angles.sin()], 1) * (2 * step / SIZE)
         grid = F.affine_grid(unit, list(images.shape), align_corners=False)
         smeared += weight * F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-        weights += weight
-    return smeared / weights
+    return smeared / sum(weights)
 
 
 def _affine(images: Images, **changed: Any) -> Images:
     """About the centre, bilinear, black from outside; angles in degrees."""
-    moved: Images = v2.functional.affine(images, **STILL | changed, interpolation=v2.InterpolationMode.BILINEAR)
+    still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    moved: Images = v2.functional.affine(images, **still | changed, interpolation=v2.InterpolationMode.BILINEAR)
     return moved
 
 
@@ -159,19 +155,16 @@ def contrast(images: Images, factor: float, generator: torch.Generator) -> Image
 
 def stripe(images: Images, columns: int, generator: torch.Generator) -> Images:
     """Black and white exchanged at the left and the right. Draws nothing."""
-    outside = torch.ones(SIZE, dtype=torch.bool)
-    outside[columns : SIZE - columns] = False
-    return torch.where(outside, 1 - images, images)
+    inside = torch.arange(SIZE).clamp(columns, SIZE - 1 - columns) == torch.arange(SIZE)
+    return torch.where(inside, images, 1 - images)
 
 
 def fog(images: Images, values: tuple[float, float], generator: torch.Generator) -> Images:
     """Clouds in front, each image with a window of its own out of larger ones."""
-    thickness, decay = values
+    (thickness, decay), line = values, torch.arange(SIZE)
     clouds = _plasma(decay, generator)
-    which, top, left = (
-        torch.randint(high, (len(images), 1, 1), generator=generator) for high in (FOG_MAPS, *(FOG_MAP,) * 2)
-    )
-    line = torch.arange(SIZE)
+    sides, shape = (FOG_MAPS, FOG_MAP, FOG_MAP), (len(images), 1, 1)
+    which, top, left = (torch.randint(side, shape, generator=generator) for side in sides)
     windows = clouds[which, (top + line.view(1, -1, 1)) % FOG_MAP, (left + line) % FOG_MAP].unsqueeze(1)
     white = images.amax((1, 2, 3), keepdim=True)
     return (images + thickness * windows) * white / (white + thickness)
@@ -222,8 +215,7 @@ def dotted_line(images: Images, lines: int, generator: torch.Generator) -> Image
 
 def zigzag(images: Images, lines: int, generator: torch.Generator) -> Images:
     """Lines that go up and down by two pixels, every eight columns the same."""
-    first, last = 2, 25
-    columns = torch.arange(SIZE)
+    first, last, columns = 2, 25, torch.arange(SIZE)
     waves = 2 - ((columns - first + 2) % 8 - 4).abs()  # 0 at the first column, 2 and -2 two and six columns further
     inside = (columns >= first) & (columns < last)
     for _ in range(lines):

@@ -8,6 +8,7 @@ evaluation = evaluate_network("mnist_model_1", model, test, held_out, device)
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from data_utils import EVAL_BATCH_SIZE, normalize
@@ -45,10 +46,7 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def confusion_matrix(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Counts int64 [10, 10]: row the true digit, column the predicted one. Both arguments are int64 [N]."""
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-    counts: torch.Tensor = multiclass_confusion_matrix(predicted, labels, num_classes=CLASSES)
-    return counts
+    return (CLASSES * labels + predicted).bincount(minlength=CLASSES**2).view(CLASSES, CLASSES)
 
 
 def per_class(predicted: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
@@ -75,34 +73,29 @@ def expected_calibration_error(log_probabilities: torch.Tensor, labels: torch.Te
 
     Guo et al. 2017, arXiv:1706.04599, section 2.
     """
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    # torchmetrics opens a bin of its own for what rounds to exactly 1
-    probabilities = log_probabilities.exp().clamp(max=1 - 2**-24)
-    error = multiclass_calibration_error(probabilities, labels, CLASSES, n_bins=CALIBRATION_BINS, norm="l1")
-    return 100.0 * float(error)
+    bins = reliability_bins(log_probabilities, labels)
+    return sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / len(labels)
 
 
 def reliability_bins(log_probabilities: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
     """The bins of ``expected_calibration_error`` that have images: range of the confidence, images, both means in %."""
-    confidences, predicted = log_probabilities.exp().max(1)
-    ends = torch.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
-    bins = torch.bucketize(confidences, ends, right=True)
-    rows = []
-    for number in bins.unique().tolist():
-        inside = bins == number
-        images, correct = int(inside.sum()), int((predicted == labels)[inside].sum())
-        rows.append(
-            {
-                "from": 100.0 * number / CALIBRATION_BINS,
-                "to": 100.0 * (number + 1) / CALIBRATION_BINS,
-                "images": images,
-                "correct": correct,
-                "confidence": 100.0 * float(confidences[inside].mean()),
-                "accuracy": 100.0 * correct / images,
-            }
-        )
-    return rows
+    from scipy.stats import binned_statistic
+
+    confidences, predicted = log_probabilities.exp().double().max(1)
+    values = [torch.ones_like(confidences), predicted == labels, confidences]
+    sums = binned_statistic(confidences, values, "sum", CALIBRATION_BINS, (0, 1)).statistic.T.tolist()
+    return [
+        {
+            "from": 100.0 * number / CALIBRATION_BINS,
+            "to": 100.0 * (number + 1) / CALIBRATION_BINS,
+            "images": int(images),
+            "correct": int(correct),
+            "confidence": 100.0 * sure / images,
+            "accuracy": 100.0 * correct / images,
+        }
+        for number, (images, correct, sure) in enumerate(sums)
+        if images
+    ]
 
 
 def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
@@ -232,36 +225,13 @@ def mean_corrupted_accuracy(corruptions: dict[str, list[float]]) -> float:
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
-    low, high = evaluation["accuracy_interval"]
-    print(
-        f"{evaluation['name']}: {evaluation['parameters']:,} parameters, {evaluation['images']:,} test images\n"
-        f"accuracy {evaluation['accuracy']:.2f} %, 95 % interval {low:.2f} to {high:.2f} %,"
-        f" {len(evaluation['mistakes'])} mistakes\n"
-    )
-    print(f"{'digit':<6} {'precision':>9} {'recall':>7} {'F1':>7} {'images':>7}   taken for")
-    names = evaluation["classes"]
-    for name, row, counts in zip(names, evaluation["per_class"], evaluation["confusion"], strict=False):
-        others = sorted((-count, digit) for digit, count in enumerate(counts) if count and digit != row["digit"])
-        shown = [f"{names[digit]} ({-count})" for count, digit in others[:4]] + ["..."] * bool(others[4:])
-        line = "{:<6} {precision:>9.2f} {recall:>7.2f} {f1:>7.2f} {support:>7,}   {}"
-        print(line.format(name, ", ".join(shown), **row).rstrip())
+    from jinja2 import Template
 
-    measured = evaluation["calibration"]
-    told = "calibration: ECE {ece:.2f} %, mean negative log-likelihood {loss:.4f}\n"
-    if measured["temperature"] is None:
-        told += "temperature: none fitted, for want of held-out training images (main.py --val_split)"
-    elif measured["ece_scaled"] is None:
-        told += "temperature {temperature:.3f}, a part of the ensemble: these are at it"
-    else:
-        told += "temperature {temperature:.3f}, fitted on {fitted_on:,} held-out training images:"
-        told += " ECE {ece_scaled:.2f} %, mean negative log-likelihood {loss_scaled:.4f}"
-    print("\n" + told.format(**measured))
-
-    strengths = " ".join(f"{strength:>6}" for strength in STRENGTHS)
-    print(f"\n{'accuracy [%] at strength':<24} {strengths}   strengths")
-    for name, accuracies in evaluation["corruptions"].items():
-        corruption = CORRUPTIONS[name]
-        between = " | " if isinstance(corruption.strengths[0], list) else ", "
-        values = between.join(str(value).replace(" ", "").strip("[]") for value in corruption.strengths)
-        print(f"{name:<24} {' '.join(f'{value:>6.2f}' for value in accuracies)}   {corruption.meaning}: {values}")
-    print(f"{'mean of all':<24} {mean_corrupted_accuracy(evaluation['corruptions']):>6.2f}\n")
+    names, taken_for = evaluation["classes"], []
+    for digit, counts in enumerate(evaluation["confusion"]):
+        others = sorted((-count, other) for other, count in enumerate(counts) if count and other != digit)
+        shown = [f"{names[other]} ({-count})" for count, other in others[:4]] + ["..."] * bool(others[4:])
+        taken_for.append("   " * bool(shown) + ", ".join(shown))
+    template = Template(Path(__file__).with_name("report.txt").read_text(encoding="utf-8"), trim_blocks=True)
+    mean = mean_corrupted_accuracy(evaluation["corruptions"])
+    print(template.render(evaluation, taken_for=taken_for, table=CORRUPTIONS, mean=mean))
