@@ -19,25 +19,19 @@ import imports
 from common.cli import OneLineParser, command
 from common.files import PROJECT_DIR, UsageError
 from image_data.policies import POLICIES, Policy, get_policy
-from tools.output import write_figure
+from tools.output import panels, write_figure
 
 TIMED_BATCHES, BATCH_SIZE = 50, 128
 
 
 def contact_sheet(originals: imports.torch.Tensor, drawn: Sequence[imports.torch.Tensor], title: str) -> imports.Figure:
-    """A row an image: the original, then its draws.
-
-    Args:
-        originals: grey levels 0-255 [N, 1, H, W].
-        drawn: each of the same shape.
-    """
-    figure = imports.Figure(figsize=(0.8 * (len(drawn) + 1), 0.8 * len(originals) + 0.7), layout="constrained")
-    panels = figure.subplots(len(originals), len(drawn) + 1, squeeze=False)
-    for column, images in enumerate([originals, *drawn]):
-        for panel, image in zip(panels[:, column], images, strict=True):
-            panel.imshow(image.squeeze(0), cmap="gray", vmin=0, vmax=255)
-            panel.set_axis_off()
-    panels[0, 0].set_title("original", fontsize=9)
+    """A row an image: the original, then its draws; all are grey levels 0-255 [N, 1, H, W]."""
+    columns, rows = len(drawn) + 1, len(originals)
+    figure, _ = panels(0.8 * columns, 0.8 * rows + 0.7, rows, columns)
+    for panel, image in zip(figure.axes, imports.torch.stack([originals, *drawn], dim=1).flatten(0, 1), strict=True):
+        panel.imshow(image.squeeze(0), cmap="gray", vmin=0, vmax=255)
+        panel.set_axis_off()
+    figure.axes[0].set_title("original", fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -56,8 +50,7 @@ def images_per_second(policy: Policy, images: imports.torch.Tensor) -> tuple[flo
 
 
 def show(args: argparse.Namespace) -> int:
-    for name, largest in (("digits", 100), ("draws", 100), ("strength", 10), ("seed", 2**63 - 1)):
-        smallest = 1 if name in ("digits", "draws") else 0
+    for name, smallest, largest in (("digits", 1, 100), ("draws", 1, 100), ("strength", 0, 10), ("seed", 0, 2**63 - 1)):
         if not smallest <= getattr(args, name) <= largest:
             raise UsageError(f"{name}: {getattr(args, name)} is not allowed; it must be from {smallest} to {largest}")
     try:

@@ -16,7 +16,7 @@ from common.files import UsageError
 from image_data.facts import MNIST, facts_of
 from imports import Figure, FileLock
 from tools.intervals import mean_and_interval
-from tools.output import write_figure, write_json
+from tools.output import panels, write_figure, write_json
 from tools.timing import seconds_of
 from tools.trainings import run_quietly, threads_each, train_in_a_process
 from training.config import TrainConfig, fields_in
@@ -155,8 +155,7 @@ def accuracy_figure(all_series: Sequence[dict[str, Any]]) -> Figure:
     The bar is left out below three runs: that of two is wider than all the others together.
     """
     series = sorted((entry for entry in all_series if entry["runs"]), key=lambda entry: str(entry["label"]))
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(series)), layout="constrained")
-    axes, labels = figure.subplots(), []
+    (figure, axes), labels = panels(9, 1.2 + 0.45 * len(series), grid="x"), []
     for row, entry in enumerate(series):
         values = [run["accuracy"] for run in entry["runs"].values()]
         axes.plot(values, [row] * len(values), "o", color="#4292c6", alpha=0.5, markersize=6)
@@ -168,6 +167,4 @@ def accuracy_figure(all_series: Sequence[dict[str, Any]]) -> Figure:
     axes.set_yticks(range(len(series)), labels)
     axes.set_ylim(len(series) - 0.4, -0.6)
     axes.set_xlabel("accuracy at the last epoch [%]: each seed, the mean and its 95 % interval")
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure

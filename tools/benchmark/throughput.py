@@ -30,7 +30,7 @@ from imports import Figure, torch
 from model_strategy import get_strategy
 from models.receptive_field import receptive_fields
 from tools.naive import NaiveTraining
-from tools.output import write_figure, write_json
+from tools.output import panels, write_figure, write_json
 from tools.timing import copied_bytes, matrix_flops, synchronize
 from tools.trainings import ProcessError
 from training.config import TrainConfig
@@ -214,8 +214,7 @@ def print_throughput(model: str, rows: Sequence[dict[str, Any]]) -> None:
 
 def throughput_figure(results: dict[str, Any]) -> Figure:
     """Bars: images/s of each setting, a group a model."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = panels(9, 4.2)
     labels = [row["label"] for row in next(iter(results["models"].values()))]
     # grey, in float32 blue, in bfloat16 orange, without a graph green
     colors = ["#bdbdbd", "#9ecae1", "#4292c6", "#08519c", "#e6550d", "#31a354"]
@@ -236,5 +235,4 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     axes.set_title(f"Training throughput on {device}, torch {here['torch']}: median, min to max")
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=5, fontsize=9)
     axes.margins(y=0.1)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -29,13 +29,14 @@ SPOT = 2.0  # pixels; the standard deviation of the blur that makes spots of mud
 LINE_WIDTH = 2.3  # pixels either way within which a line fades to nothing
 
 Images = torch.Tensor  # float [N, 1, 28, 28], from 0 (black) to 1
+Apply = Callable[[Images, Any, torch.Generator], Images]  # images, a strength, draws -> spoilt ones
 
 
 @dataclass(frozen=True)
 class Corruption:
     """One way to spoil images: ``apply(images, strengths[strength - 1], generator)``."""
 
-    apply: Callable[[Images, Any, torch.Generator], Images]
+    apply: Apply
     strengths: list[Any]
     meaning: str  # of a strength's value
     source: str = "MNIST-C"
@@ -53,11 +54,6 @@ def corrupt(images: torch.Tensor, name: str, strength: int, seed: int = SEED) ->
     clean = images.unsqueeze(1).float() / 255
     spoilt = corruption.apply(clean, corruption.strengths[strength - 1], generator)
     return spoilt.clamp(0, 1).mul(255).round().to(torch.uint8).squeeze(1)
-
-
-def shot_noise(images: Images, photons: float, generator: torch.Generator) -> Images:
-    """Each pixel counts photons, which arrive at random."""
-    return torch.poisson(images * photons, generator) / photons
 
 
 def impulse_noise(images: Images, share: float, generator: torch.Generator) -> Images:
@@ -105,46 +101,6 @@ def motion_blur(images: Images, values: tuple[int, float], generator: torch.Gene
         grid = F.affine_grid(unit, list(images.shape), align_corners=False)
         smeared += weight * F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     return smeared / sum(weights)
-
-
-def _affine(images: Images, **changed: Any) -> Images:
-    """About the centre, bilinear, black from outside; angles in degrees."""
-    still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
-    moved: Images = v2.functional.affine(images, **still | changed, interpolation=v2.InterpolationMode.BILINEAR)
-    return moved
-
-
-def _either_way(images: Images, generator: torch.Generator, move: Callable[[int], dict[str, Any]]) -> Images:
-    forward = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    return torch.where(forward, _affine(images, **move(1)), _affine(images, **move(-1)))
-
-
-def shear(images: Images, factor: float, generator: torch.Generator) -> Images:
-    """Slanted: every row a part of a pixel further than the one below."""
-    degrees = math.degrees(math.atan(factor))
-    return _either_way(images, generator, lambda sign: {"shear": [sign * degrees, 0.0]})
-
-
-def rotate(images: Images, radians: float, generator: torch.Generator) -> Images:
-    """Turned."""
-    degrees = math.degrees(radians)
-    return _either_way(images, generator, lambda sign: {"angle": sign * degrees})
-
-
-def translate(images: Images, pixels: int, generator: torch.Generator) -> Images:
-    """Off the centre, along a diagonal."""
-    images = _either_way(images, generator, lambda sign: {"translate": [sign * pixels, 0]})
-    return _either_way(images, generator, lambda sign: {"translate": [0, sign * pixels]})
-
-
-def scale(images: Images, factor: float, generator: torch.Generator) -> Images:
-    """Smaller. Draws nothing."""
-    return _affine(images, scale=factor)
-
-
-def brightness(images: Images, added: float, generator: torch.Generator) -> Images:
-    """Every pixel brighter. Draws nothing."""
-    return (images + added).clamp(max=1)
 
 
 def contrast(images: Images, factor: float, generator: torch.Generator) -> Images:
@@ -232,5 +188,34 @@ def _draw(images: Images, rows: torch.Tensor, columns: torch.Tensor) -> Images:
     return (images + ink.unsqueeze(1)).clamp(max=1)
 
 
+def _affine(
+    images: Images, angle: float = 0, right: int = 0, down: int = 0, size: float = 1, slant: float = 0
+) -> Images:
+    """About the centre, bilinear, black from outside; angles in degrees."""
+    bilinear = v2.InterpolationMode.BILINEAR
+    moved: Images = v2.functional.affine(images, angle, [right, down], size, [slant, 0], interpolation=bilinear)
+    return moved
+
+
+def _either_way(images: Images, generator: torch.Generator, **change: Any) -> Images:
+    """Each image changed so, or by as much the other way."""
+    forward = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    back = {key: -value for key, value in change.items()}
+    return torch.where(forward, _affine(images, **change), _affine(images, **back))
+
+
+IN_A_LINE: dict[str, Apply] = {
+    # each pixel counts photons, which arrive at random
+    "shot_noise": lambda images, photons, draws: torch.poisson(images * photons, draws) / photons,
+    # every row a part of a pixel further than the one below
+    "shear": lambda images, factor, draws: _either_way(images, draws, slant=math.degrees(math.atan(factor))),
+    "rotate": lambda images, radians, draws: _either_way(images, draws, angle=math.degrees(radians)),
+    # along a diagonal
+    "translate": lambda images, pixels, draws: _either_way(
+        _either_way(images, draws, right=pixels), draws, down=pixels
+    ),
+    "scale": lambda images, factor, _: _affine(images, size=factor),
+    "brightness": lambda images, added, _: (images + added).clamp(max=1),
+}
 _TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-CORRUPTIONS = {name: Corruption(globals()[name], **row) for name, row in _TABLE.items()}
+CORRUPTIONS = {name: Corruption(IN_A_LINE.get(name) or globals()[name], **row) for name, row in _TABLE.items()}

@@ -8,9 +8,8 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.files import RunFiles, atomic_write
 from data_utils import split_indices
@@ -18,7 +17,7 @@ from image_data.fetch import sha256_of
 from imports import Figure, MaxNLocator, torch
 from tools.export.formats import FORMATS, Format, Runner
 from tools.networks import Deployed, images_of, load_network
-from tools.output import write_figure, write_json
+from tools.output import panels, write_figure, write_json
 from tools.timing import seconds_of
 from training.machine import environment
 
@@ -33,8 +32,7 @@ BURSTS = {1: 10, 100: 1}
 ROUNDS = 100
 
 
-@dataclass(frozen=True)
-class Images:
+class Images(NamedTuple):
     """Some images uint8 [N, 1, 28, 28], their labels [N], and what the float32 network makes of them."""
 
     images: torch.Tensor
@@ -50,15 +48,14 @@ class Subject:
         self.deployed = Deployed(self.network.model).eval()
         self.files = RunFiles(args.name, args.output_dir)
         self.weights_sha256 = sha256_of(self.files.params)
-        images, labels = images_of(self.network, True, args.output_dir, args.data_dir)
-        rest, held_out = split_indices(labels, len(labels) // HELD_OUT)
+        train, test = (images_of(self.network, train, args.output_dir, args.data_dir) for train in (True, False))
+        rest, held_out = split_indices(train[1], len(train[1]) // HELD_OUT)
         order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(CALIBRATION_SEED))
-        self.calibration = images[rest[order[:CALIBRATION_IMAGES]]].unsqueeze(1)
-        self.held_out = self.with_expected(images[held_out], labels[held_out])
-        self.test = self.with_expected(*images_of(self.network, False, args.output_dir, args.data_dir))
-
-    def with_expected(self, images: torch.Tensor, labels: torch.Tensor) -> Images:
-        return Images(images.unsqueeze(1), labels, probabilities(self.deployed, images.unsqueeze(1)))
+        self.calibration = train[0][rest[order[:CALIBRATION_IMAGES]]].unsqueeze(1)
+        self.held_out, self.test = (
+            Images(images.unsqueeze(1), labels, probabilities(self.deployed, images.unsqueeze(1)))
+            for images, labels in ((train[0][held_out], train[1][held_out]), test)
+        )
 
 
 def make_file(subject: Subject, form: Format, precision: str) -> tuple[bytes, Runner]:
@@ -75,9 +72,8 @@ def make_file(subject: Subject, form: Format, precision: str) -> tuple[bytes, Ru
         "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", "torchao", form.runtime)),
     }
     # The file has its own accuracy in it, so it is made twice; the metadata does not touch the network.
-    found = probabilities(form.load(make(metadata)), subject.test.images)
-    accuracy = percent_right(found, subject.test.labels)
-    metadata["accuracy"] = f"{accuracy:.2f} % of {len(found)} test images"
+    accuracy = compare(form.load(make(metadata)), subject.test)["accuracy"]
+    metadata["accuracy"] = f"{accuracy:.2f} % of {len(subject.test.labels)} test images"
     contents = make(metadata)
     return contents, form.load(contents)
 
@@ -125,9 +121,9 @@ def results_of(
     subject: Subject, rows: list[dict[str, Any]], runners: dict[str, Runner], max_drop: float
 ) -> dict[str, Any]:
     """All that is known of the files in ``rows``, with the latency of their ``runners``."""
-    latency = measure_latency(runners, subject.test.images)
-    versions = {package: version(package) for package in [*(form.runtime for form in FORMATS.values()), "torchao"]}
     held_out, test = subject.held_out, subject.test
+    latency = measure_latency(runners, test.images)
+    versions = {package: version(package) for package in [*(form.runtime for form in FORMATS.values()), "torchao"]}
     return {
         "schema": EXPORT_SCHEMA,
         "name": subject.network.name,
@@ -180,16 +176,12 @@ def measure_latency(runners: Mapping[str, Runner], images: torch.Tensor) -> dict
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for size, burst in BURSTS.items():
-        calls = {name: functools.partial(run, images[:size]) for name, run in runners.items()}
-        for call in calls.values():  # the first calls allocate
-            for _ in range(10):
-                call()
         seconds: dict[str, list[float]] = {name: [] for name in runners}
-        for _ in range(ROUNDS):
-            for name, call in calls.items():
-                seconds[name] += [seconds_of(call) for _ in range(burst)]
+        for _ in range(ROUNDS + 1):
+            for name, run in runners.items():
+                seconds[name] += [seconds_of(functools.partial(run, images[:size])) for _ in range(burst)]
         for name, values in seconds.items():
-            latency[name][str(size)] = round(1000 * statistics.median(values), 4)
+            latency[name][str(size)] = round(1000 * statistics.median(values[burst:]), 4)  # the first calls allocate
     torch.set_num_threads(threads)
     return latency
 
@@ -207,8 +199,7 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 def export_figure(results: Mapping[str, Any]) -> Figure:
     """Size against test accuracy, with the line that the gate would draw there, and against latency."""
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    against_accuracy, against_latency = figure.subplots(1, 2)
+    figure, (against_accuracy, against_latency) = panels(11, 4.4, 1, 2, grid="both")
     runtimes = {"onnx": ("ONNX Runtime", "#d95f0e"), "executorch": ("ExecuTorch", "#08519c")}
     points = [("PyTorch", "#636363", "D", results["pytorch"])]
     for row in results["files"]:
@@ -229,11 +220,8 @@ def export_figure(results: Mapping[str, Any]) -> Figure:
     against_accuracy.set(ylabel="accuracy [%]", title=f"Accuracy on {results['images']:,} test images")
     against_latency.set(ylabel="milliseconds", title="One image on one thread")
     against_latency.set_ylim(0, 1.15 * max(row["latency_ms"]["1"] for *_, row in points))
-    for axes in (against_accuracy, against_latency):
-        axes.set_xlabel("size of the file [kB]")
-        axes.set_xlim(0, 1.1 * max(row["bytes"] for *_, row in points) / 1000)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    for axes in figure.axes:
+        axes.set(xlabel="size of the file [kB]", xlim=(0, 1.1 * max(row["bytes"] for *_, row in points) / 1000))
     against_latency.legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(f"{results['name']} exported")
     return figure

@@ -20,18 +20,14 @@ if TYPE_CHECKING:
 SPACE = read_toml("space", Path(__file__).with_name("space.toml"), "it")  # what is searched
 # What a setting needs of another one, which stands before it in SPACE, to have an effect.
 ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "max_lr": ("scheduler", ("onecycle",)),
-    "pct_start": ("scheduler", ("onecycle",)),
-    "div_factor": ("scheduler", ("onecycle",)),
-    "final_div_factor": ("scheduler", ("onecycle",)),
+    **dict.fromkeys(("max_lr", "pct_start", "div_factor", "final_div_factor"), ("scheduler", ("onecycle",))),
     "lr": ("scheduler", ("step",)),
     "augment": ("pipeline", ("tensor",)),
     "augment_strength": ("augment", ("rotate", "affine", "elastic")),
 }
-# What makes a run the run that it is, or a study comparable with itself; it is given by flags and not searched.
-GIVEN = ("model", "epochs", "val_split", "seed", "pipeline", "image_form", "init")
 TYPES = {spec.name: field_type(spec) for spec in fields(TrainConfig)}
-NOT_SEARCHED = (*GIVEN, *fields_in("machine", "place"))
+# What makes a run the run that it is, or a study comparable with itself; it is given by flags and not searched.
+GIVEN = ("model", "epochs", "val_split", "seed", "pipeline", "image_form", "init", *fields_in("machine", "place"))
 
 
 def read_space(path: Path | None, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -41,7 +37,7 @@ def read_space(path: Path | None, given: Mapping[str, Any]) -> tuple[dict[str, A
         UsageError: the file cannot be read, has an unknown key, a value that is not allowed, or one that a flag sets.
     """
     wanted = {} if path is None else read_toml("space", path, "the path of a TOML file")
-    known = [key for key in TYPES if key not in NOT_SEARCHED]
+    known = [key for key in TYPES if key not in GIVEN]
     if unknown := [key for key in wanted if key not in known]:
         raise UsageError(f"space: {path}: unknown key {', '.join(unknown)}; known: {', '.join(known)}")
     if twice := [key for key in wanted if key in given]:
@@ -83,9 +79,8 @@ def _check_values(key: str, values: Any) -> None:
 
 def _extremes(values: Any) -> list[Any]:
     """The ends of a range, all of a list, or the one value."""
-    if isinstance(values, dict):
-        return [values["low"], values["high"]]
-    return values if isinstance(values, list) else [values]
+    ends = [values["low"], values["high"]] if isinstance(values, dict) else values
+    return ends if isinstance(ends, list) else [ends]
 
 
 def starting_point(space: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.trial import FrozenTrial
 
 from common.files import CommandError, UsageError
 from training.config import fields_in
@@ -58,7 +57,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             engine_kwargs=of_file if is_file else {"pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
-            heartbeat_stale_trial_callback=try_again,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
         )
     except (sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
         raise UsageError(f"storage: {shown(url)} needs a driver that is not installed: {_innermost(error)}") from None
@@ -68,11 +67,6 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         # begins by taking SQLite's one lock.
         sqlalchemy.event.listen(storage.engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
     return storage
-
-
-def try_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue a trial that was lost once more."""
-    optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
 
 
 def _innermost(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
+import numpy as np
 import optuna
 import plotly.io
 from optuna import visualization
@@ -23,7 +24,7 @@ from tools.intervals import mean_and_interval
 from tools.trainings import threads_each
 from tools.tune.space import starting_point
 from tools.tune.storage import ELSEWHERE, open_storage, open_study, using_storage
-from tools.tune.workers import CONFIRM_SEED, Job, Progress, best_trials, finished, run_workers
+from tools.tune.workers import CONFIRM_SEED, Job, best_trials, finished, progress_of, run_workers
 from training.config import TrainConfig, read_config_file
 
 SHOWN = 8  # trials in the table
@@ -38,12 +39,12 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
     raw = config.ensure_data() / "MNIST" / "raw"
     data = {kind: sha256_of(raw / f"train-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")}
     data_dir = str(config.data_folder.resolve())
+    own_place = config.data_dir is not None or config.dataset != MNIST.name
     toml, page = (files.metrics.with_name(f"{files.name}.{ending}") for ending in ("toml", "html"))
     url = args.storage or f"sqlite:///{quote(str(toml.with_suffix('.db').resolve()))}"
     with using_storage(url):
         storage = open_storage(url)
-        recipe = {"fixed": fixed, "space": space, "data": data}
-        study = open_study(storage, config.run_name, recipe)
+        study = open_study(storage, config.run_name, {"fixed": fixed, "space": space, "data": data})
         done = len(study.get_trials(deepcopy=False))
         if not done:
             study.enqueue_trial(starting_point(space))
@@ -51,18 +52,16 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
             storage=url,
             study=study.study_name,
             trials=args.trials,
-            config=replace(config, threads=config.threads or threads_each(args.workers)),
-            data_dir=data_dir,
+            config=replace(config, threads=config.threads or threads_each(args.workers), data_dir=data_dir),
             # one worker draws the same again from the same seed; of several, here or on other machines, each must
             # draw something else
             sampler_seed=config.seed + done if args.workers == 1 and args.storage is None else None,
         )
-        run_workers(study, job, args.workers, Progress(study, args.trials))
+        run_workers(study, job, args.workers, progress_of(study, args.trials))
         best = best_trials(study)
         if not best:
             raise CommandError("no trial was trained to its end; narrow the --space to lower rates")
         tables = {"Best trials": trial_table(best[:SHOWN], space)}
-        own_place = config.data_dir is not None or config.dataset != MNIST.name
         write_settings(toml, study, best[0], data_dir if own_place else None)
         write_report(page, study, tables)
         print_table(tables["Best trials"])
@@ -72,7 +71,7 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
             queue_seeds(rivals, seeds)
             print(f"\nTrial {best[0].number} against the specification, {args.confirm} new seeds:", flush=True)
             job = replace(job, study=rivals.study_name, trials=0)
-            run_workers(rivals, job, args.workers, Progress(rivals, 2 * len(seeds)))
+            run_workers(rivals, job, args.workers, progress_of(rivals, 2 * len(seeds)))
             title = f"Trial {best[0].number} and the specification, {config.epochs} epochs, {args.confirm} new seeds"
             tables[title] = confirmation_table(rivals, seeds)
             write_report(page, study, tables)
@@ -100,21 +99,17 @@ def _short(value: Any) -> str:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     print()
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print(f"{row[0]:<{widths[0]}}  {'  '.join(cells)}".rstrip())
+    first_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for first, *cells in rows:
+        print("  ".join([first.ljust(first_width), *map(str.rjust, cells, widths)]).rstrip())
 
 
 def write_settings(path: Path, study: optuna.Study, best: FrozenTrial, data_dir: str | None) -> None:
     """Write what ``main.py --config`` needs to train the trial ``best`` again, bit for bit."""
-    settings = best.user_attrs["settings"] | {"name": path.stem}
-    if data_dir is not None:
-        settings["data_dir"] = data_dir
+    settings = best.user_attrs["settings"] | {"name": path.stem, "data_dir": data_dir}
     made_with = best.user_attrs["environment"]
-    done = finished(study.get_trials(deepcopy=False))
     lines = [
-        f"# The best of {done} trials of {study.study_name} is trial {best.number}:"
+        f"# The best of {finished(study.get_trials())} trials of {study.study_name} is trial {best.number}:"
         f" {best.value:.2f} % of {settings['val_split']:,} held-out images.",
         "# " + ", ".join(f"{key} {made_with[key]}" for key in ("torch", "device", "threads", "platform")),
         "# The same network again:                     python main.py --config FILE",
@@ -177,20 +172,18 @@ def queue_seeds(study: optuna.Study, seeds: Sequence[int]) -> None:
 
 def confirmation_table(study: optuna.Study, seeds: Sequence[int]) -> list[list[str]]:
     """A row a recipe: mean and standard deviation on validation and test images, n; and the difference."""
-    accuracies: dict[tuple[str, int], tuple[float, float]] = {}
+    found: dict[str, dict[int, np.ndarray]] = {recipe: {} for recipe in study.user_attrs["recipe"]}
     for trial in best_trials(study):
-        accuracies[trial.params["recipe"], trial.params["seed"]] = trial.value or 0.0, trial.user_attrs["test_accuracy"]
+        accuracies = np.array([trial.value, trial.user_attrs["test_accuracy"]])
+        found[trial.params["recipe"]][trial.params["seed"]] = accuracies
     rows = [["mean and standard deviation [%]", "validation", "test", "n"]]
-    for recipe in study.user_attrs["recipe"]:
-        found = [accuracies[recipe, seed] for seed in seeds if (recipe, seed) in accuracies]
-        spreads = [mean_and_interval([pair[split] for pair in found])[:2] for split in (0, 1) if found]
-        cells = [f"{mean:.3f} +- {deviation:.3f}" for mean, deviation in spreads]
-        without = f" ({len(seeds) - len(found)} diverged or lost)" if len(found) < len(seeds) else ""
-        rows.append([recipe, *(cells or ["-", "-"]), f"{len(found)}{without}"])
-    both = [seed for seed in seeds if {("tuned", seed), ("specification", seed)} <= accuracies.keys()]
-    if both:
-        pairs = [(accuracies["tuned", seed], accuracies["specification", seed]) for seed in both]
-        gains = [mean_and_interval([tuned[split] - other[split] for tuned, other in pairs]) for split in (0, 1)]
-        cells = [f"{mean:+.3f} +- {half:.3f}" for mean, _, half in gains]
-        rows.append(["difference seed by seed, 95 % interval", *cells, str(len(both))])
+    for recipe, by_seed in found.items():
+        measured = [by_seed[seed] for seed in seeds if seed in by_seed]
+        cells = ["{:.3f} +- {:.3f}".format(*mean_and_interval(column)) for column in zip(*measured, strict=True)]
+        without = f" ({len(seeds) - len(measured)} diverged or lost)" if len(measured) < len(seeds) else ""
+        rows.append([recipe, *(cells or ["-", "-"]), f"{len(measured)}{without}"])
+    tuned, other = found["tuned"], found["specification"]
+    if gains := [tuned[seed] - other[seed] for seed in seeds if seed in tuned and seed in other]:
+        cells = ["{0:+.3f} +- {2:.3f}".format(*mean_and_interval(column)) for column in zip(*gains, strict=True)]
+        rows.append(["difference seed by seed, 95 % interval", *cells, str(len(gains))])
     return rows

@@ -1,6 +1,6 @@
 """The workers of a study: processes, here or on another machine, that take trials from its database.
 
-``run_workers`` starts those of this machine, waits for them, stops them; ``Progress`` tells what they have come to.
+``run_workers`` starts those of this machine, waits for them, stops them; ``progress_of`` tells what they have come to.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import optuna
@@ -26,7 +25,7 @@ from common.files import CommandError, UsageError
 from data_utils import load_data
 from imports import nn
 from tools.tune.space import suggest
-from tools.tune.storage import open_storage, try_again, using_storage
+from tools.tune.storage import open_storage, using_storage
 from training.config import TrainConfig
 from training.machine import resolve_device
 from training.report import TrainingError
@@ -47,8 +46,7 @@ class Job:
     storage: str
     study: str
     trials: int  # to be finished; 0: those that wait
-    config: TrainConfig  # of which epochs, threads and device count
-    data_dir: str
+    config: TrainConfig  # of which epochs, threads, device and data_dir count
     sampler_seed: int | None = None
 
     def left(self, study: optuna.Study) -> tuple[int, int]:
@@ -154,7 +152,7 @@ class Worker:
         settings["seed"] = trial.suggest_int("seed", CONFIRM_SEED, 2 * CONFIRM_SEED)
         accuracy, model = self.train(trial, settings, nobody_listens)
         device = next(model.parameters()).device
-        test = load_data(TrainConfig(data_dir=self.job.data_dir), device, silent).test
+        test = load_data(TrainConfig(data_dir=self.job.config.data_dir), device, silent).test
         assert test is not None
         trial.set_user_attr("test_accuracy", round(evaluate(model, test, device)[1], 4))
         return accuracy
@@ -168,19 +166,20 @@ class Worker:
         settings["threads"], settings["device"] = self.job.config.threads, str(device)
         trial.set_user_attr("settings", settings)
         with tempfile.TemporaryDirectory() as output_dir, contextlib.redirect_stderr(io.StringIO()):  # no progress bar
-            config = TrainConfig(**settings, name="trial", data_dir=self.job.data_dir, output_dir=output_dir)
+            config = TrainConfig(**settings, name="trial", data_dir=self.job.config.data_dir, output_dir=output_dir)
             config.files.make_folders()
             run = prepare_run(config, device, log=silent, with_test=False)
             run.stop_requested, run.after_epoch = self.stop_requested, after_epoch
-            versions = run.metrics["environment"] | {"optuna": optuna.__version__}
-            trial.set_user_attr("environment", versions)
+            trial.set_user_attr("environment", run.metrics["environment"] | {"optuna": optuna.__version__})
             try:
                 run.train()
             except TrainingError as error:
                 trial.set_user_attr("diverged", str(error))
                 raise optuna.TrialPruned from None  # the sampler learns from it, as it does not from a failed trial
             except StoppedError:
-                try_again(self.study, self.study.get_trials()[trial.number])
+                queue_again = self.storage.get_heartbeat_stale_trial_callback()
+                assert queue_again is not None
+                queue_again(self.study, self.study.get_trials()[trial.number])
                 raise
         return run.metrics["val_acc"][-1], run.result
 
@@ -204,15 +203,22 @@ def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[]
             progress()
             time.sleep(0.5)
     finally:
-        stop(workers)
+        try:  # they give back the trials under way; a second interrupt ends them at once
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join()
+        except KeyboardInterrupt:
+            for worker in workers:
+                worker.kill()
+            raise
     progress()
     found = set()  # exit status and line of those that did not end well
     while told.poll():
         found.add(told.recv())
     for worker in workers:
         if code := worker.exitcode:
-            reason = signal.Signals(-code).name if code < 0 else code
-            found.add((1, f"worker {worker.pid} ended early ({reason})"))
+            found.add((1, f"worker {worker.pid} ended early ({signal.Signals(-code).name if code < 0 else code})"))
     if any(job.left(study)):
         status, line = max(found, default=(1, "the workers ended early"))
         raise UsageError(line) if status == 2 else CommandError(f"{line}; the same command goes on")
@@ -220,47 +226,31 @@ def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[]
         print(f"Note: {line}; {'its trial was tried again' if 'ended early' in line else 'the others went on'}.")
 
 
-def stop(workers: Sequence[BaseProcess]) -> None:
-    """Have them give back the trials under way, and wait for them; a second interrupt ends them at once."""
-    try:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
-    except KeyboardInterrupt:
-        for worker in workers:
-            worker.kill()
-        raise
+def progress_of(study: optuna.Study, wanted: int) -> Callable[[], None]:
+    """Prints a line for every trial that ended: its value, how many are done and pruned, the best, the time left."""
+    trials = study.get_trials(deepcopy=False)
+    told = {trial.number for trial in trials if trial.state.is_finished()}
+    before, began = finished(trials), time.monotonic()
+    if before:
+        print(f"Going on with {study.study_name}: {before} of {wanted} trials are done.", flush=True)
 
-
-class Progress:
-    """A line for every trial that ends: its value, how many are done and pruned, the best so far, the time left."""
-
-    def __init__(self, study: optuna.Study, wanted: int) -> None:
-        self.study, self.wanted = study, wanted
+    def tell() -> None:
         trials = study.get_trials(deepcopy=False)
-        self.told = {trial.number for trial in trials if trial.state.is_finished()}
-        self.before, self.began = finished(trials), time.monotonic()
-        if self.before:
-            print(f"Going on with {study.study_name}: {self.before} of {wanted} trials are done.", flush=True)
-
-    def __call__(self) -> None:
-        trials = self.study.get_trials(deepcopy=False)
         for trial in trials:
-            if trial.state.is_finished() and trial.number not in self.told:
-                self.told.add(trial.number)
-                print(f"{what_became_of(trial)} | {self._summary(trials)}", flush=True)
+            if not trial.state.is_finished() or trial.number in told:
+                continue
+            told.add(trial.number)
+            done, best = finished(trials), best_trials(study)
+            pruned = sum(trial.state.name == "PRUNED" for trial in trials)
+            line = f"{what_became_of(trial)} | {done} of {wanted} done, {pruned} pruned"
+            if best and "recipe" not in best[0].params:
+                line += f" | best {best[0].value:.2f} % (trial {best[0].number})"
+            if before < done < wanted:
+                left = (time.monotonic() - began) / (done - before) * (wanted - done)
+                line += f" | about {left / 60:.0f} min left" if left >= 60 else f" | about {left:.0f} s left"
+            print(line, flush=True)
 
-    def _summary(self, trials: Sequence[FrozenTrial]) -> str:
-        done = finished(trials)
-        line = f"{done} of {self.wanted} done, {sum(trial.state.name == 'PRUNED' for trial in trials)} pruned"
-        best = best_trials(self.study)
-        if best and "recipe" not in best[0].params:
-            line += f" | best {best[0].value:.2f} % (trial {best[0].number})"
-        if self.before < done < self.wanted:
-            left = (time.monotonic() - self.began) / (done - self.before) * (self.wanted - done)
-            line += f" | about {left / 60:.0f} min left" if left >= 60 else f" | about {left:.0f} s left"
-        return line
+    return tell
 
 
 def what_became_of(trial: FrozenTrial) -> str:
