@@ -41,6 +41,14 @@ def panels(
     return figure, axes
 
 
+def rendered(template: Path, **values: Any) -> str:
+    """The Jinja file ``template`` with ``values`` in it."""
+    from jinja2 import StrictUndefined, Template
+
+    escape, text = template.suffix == ".html", template.read_text(encoding="utf-8")
+    return Template(text, autoescape=escape, undefined=StrictUndefined, trim_blocks=True).render(values)
+
+
 def filled(template: Path, parts: Mapping[str, str]) -> str:
     """The HTML file ``template`` with each {name} in it replaced by that one of ``parts``."""
     return re.sub(r"\{(\w+)\}", lambda named: parts[named[1]], template.read_text(encoding="utf-8"))

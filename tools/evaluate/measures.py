@@ -7,7 +7,7 @@ evaluation = evaluate_network("mnist_model_1", model, test, held_out, device)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from image_data.facts import MNIST
 from imports import F, nn, torch, tqdm
 from tools.evaluate.corruptions import CORRUPTIONS, corrupt
 from tools.intervals import wilson_interval
-from tools.voting import scale
+from tools.networks import OnOwnData
+from tools.output import rendered
+from tools.voting import Ensemble, scale
 from training.machine import environment
+from training.native import with_kernels
 from visualization import count_parameters
 
 EVALUATION_SCHEMA = 1
@@ -35,6 +38,15 @@ LabelledImages = tuple[torch.Tensor, torch.Tensor]  # uint8 [N, 28, 28], int64 [
 def as_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Grey levels uint8 [N, 28, 28] -> the networks' input, float32 [N, 1, 28, 28], on ``device``."""
     return normalize(images.to(device).unsqueeze(1).float())
+
+
+def with_fast_parts(model: nn.Module, log: Callable[[str], None]) -> nn.Module:
+    """``model``, or every network inside it, as the CPU's kernels compute it."""
+    if not isinstance(model, OnOwnData | Ensemble | nn.ModuleList):
+        return with_kernels(model, log)
+    for name, part in model.named_children():
+        setattr(model, name, with_fast_parts(part, log))
+    return model
 
 
 @torch.inference_mode()
@@ -225,13 +237,10 @@ def mean_corrupted_accuracy(corruptions: dict[str, list[float]]) -> float:
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
-    from jinja2 import Template
-
     names, taken_for = evaluation["classes"], []
     for digit, counts in enumerate(evaluation["confusion"]):
         others = sorted((-count, other) for other, count in enumerate(counts) if count and other != digit)
         shown = [f"{names[other]} ({-count})" for count, other in others[:4]] + ["..."] * bool(others[4:])
         taken_for.append("   " * bool(shown) + ", ".join(shown))
-    template = Template(Path(__file__).with_name("report.txt").read_text(encoding="utf-8"), trim_blocks=True)
-    mean = mean_corrupted_accuracy(evaluation["corruptions"])
-    print(template.render(evaluation, taken_for=taken_for, table=CORRUPTIONS, mean=mean))
+    more = {"taken_for": taken_for, "table": CORRUPTIONS, "mean": mean_corrupted_accuracy(evaluation["corruptions"])}
+    print(rendered(Path(__file__).with_name("report.txt"), **evaluation, **more))

@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.files import RunFiles, atomic_write
@@ -17,7 +18,7 @@ from image_data.fetch import sha256_of
 from imports import Figure, MaxNLocator, torch
 from tools.export.formats import FORMATS, Format, Runner
 from tools.networks import Deployed, images_of, load_network
-from tools.output import panels, write_figure, write_json
+from tools.output import panels, rendered, write_figure, write_json
 from tools.timing import seconds_of
 from training.machine import environment
 
@@ -103,7 +104,7 @@ def export(args: argparse.Namespace) -> int:
         runners[path.name] = run
     if rows:
         results = results_of(subject, rows, runners, args.max_drop)
-        print_results(results)
+        print(rendered(Path(__file__).with_name("results.txt"), **results), end="")
         path = files.metrics.with_name(f"{args.name}_export.json")
         before: list[Any] = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none, or none that can be read
@@ -184,17 +185,6 @@ def measure_latency(runners: Mapping[str, Runner], images: torch.Tensor) -> dict
             latency[name][str(size)] = round(1000 * statistics.median(values[burst:]), 4)  # the first calls allocate
     torch.set_num_threads(threads)
     return latency
-
-
-def print_results(results: Mapping[str, Any]) -> None:
-    print(f"{results['name']}: {results['images']:,} test images, one thread, medians in turns")
-    line = "{:<30} {:>5} {:>9} {:>11} {:>8} {:>13} {:>9} {:>10}".format
-    print(line("", "kB", "accuracy", "points lost", "equal", "largest diff.", "1 image", "100 images"))
-    pytorch = results["pytorch"] | {"file": "PyTorch", "drop": 0.0, "equal_decisions": 1.0, "largest_difference": 0.0}
-    for row in (pytorch, *results["files"]):
-        one, hundred = f"{row['latency_ms']['1']:.3f} ms", f"{row['latency_ms']['100']:.2f} ms"
-        measured = f"{row['drop']:.2f}", f"{row['equal_decisions']:.2%}", f"{row['largest_difference']:.1e}"
-        print(line(row["file"], f"{row['bytes'] / 1000:.1f}", f"{row['accuracy']:.2f} %", *measured, one, hundred))
 
 
 def export_figure(results: Mapping[str, Any]) -> Figure:

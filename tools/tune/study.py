@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 import numpy as np
 import optuna
 import plotly.io
@@ -21,10 +20,11 @@ from common.files import CommandError, RunFiles, atomic_write
 from image_data.facts import MNIST
 from image_data.fetch import sha256_of
 from tools.intervals import mean_and_interval
+from tools.output import rendered
 from tools.trainings import threads_each
 from tools.tune.space import starting_point
 from tools.tune.storage import ELSEWHERE, open_storage, open_study, using_storage
-from tools.tune.workers import CONFIRM_SEED, Job, best_trials, finished, progress_of, run_workers
+from tools.tune.workers import CONFIRM_SEED, Job, best_trials, progress_of, run_workers, states_of
 from training.config import TrainConfig, read_config_file
 
 SHOWN = 8  # trials in the table
@@ -108,16 +108,10 @@ def write_settings(path: Path, study: optuna.Study, best: FrozenTrial, data_dir:
     """Write what ``main.py --config`` needs to train the trial ``best`` again, bit for bit."""
     settings = best.user_attrs["settings"] | {"name": path.stem, "data_dir": data_dir}
     made_with = best.user_attrs["environment"]
-    lines = [
-        f"# The best of {finished(study.get_trials())} trials of {study.study_name} is trial {best.number}:"
-        f" {best.value:.2f} % of {settings['val_split']:,} held-out images.",
-        "# " + ", ".join(f"{key} {made_with[key]}" for key in ("torch", "device", "threads", "platform")),
-        "# The same network again:                     python main.py --config FILE",
-        "# With these settings, on all the images:     python main.py --config FILE --val_split 0",
-        *(f"{key} = {json.dumps(value)}" for key, value in settings.items() if value is not None),
-    ]
+    done = states_of(study)["DONE"]
+    known = {"done": done, "study": study.study_name, "best": best, "made_with": made_with, "settings": settings}
     with atomic_write(path) as file:
-        file.write(("\n".join(lines) + "\n").encode())
+        file.write(rendered(Path(__file__).with_name("settings.txt"), **known, dumps=json.dumps).encode())
 
 
 def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[Sequence[str]]]) -> None:
@@ -133,30 +127,28 @@ def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[
         "Importance of each setting": visualization.plot_param_importances(study, target_name=name),
         "The better half of the trials": visualization.plot_parallel_coordinate(study_of_better, target_name=name),
     }
-    # The better half fills the plots: a trial that learnt nothing would press the others into one line.
+    plots["Accuracy after every epoch"].update_layout(xaxis={"title": "epochs", "dtick": 1}, yaxis_title=name)
+    # The better half fills the first three: a trial that learnt nothing would press the others into one line.
     final = [trial.value or 0.0 for trial in better]
     all_epochs = [value for trial in better for value in trial.intermediate_values.values()]
-    shown_values = {"History": final, "Accuracy after every epoch": all_epochs, "Each setting by itself": final}
-    for heading, values in shown_values.items():
+    for plot, values in zip(plots.values(), (final, all_epochs, final), strict=False):
         margin = 0.1 * (max(values) - min(values)) + 0.01
-        plots[heading].update_yaxes(range=[min(values) - margin, max(values) + margin])
-    plots["Accuracy after every epoch"].update_layout(xaxis={"title": "epochs", "dtick": 1}, yaxis_title=name)
-
+        plot.update_yaxes(range=[min(values) - margin, max(values) + margin])
     parts: dict[str, str] = {}
     for heading, plot in plots.items():
         plot.update_layout(title=None, margin={"t": 30})
         parts[heading] = plotly.io.to_html(plot, full_html=False, include_plotlyjs=not parts)
-    template = jinja2.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"), autoescape=True)
+    known = {"title": f"Tuning of {study.study_name}", "tables": tables, "plots": parts}
     with atomic_write(path) as file:
-        file.write(template.render(title=f"Tuning of {study.study_name}", tables=tables, plots=parts).encode())
+        file.write(rendered(Path(__file__).with_name("report.html"), **known).encode())
 
 
 def recipes_to_compare(best: FrozenTrial) -> dict[str, dict[str, Any]]:
     """The settings of the trial ``best``, and the specification's for as many epochs of the same network and images."""
     tuned = best.user_attrs["settings"]
     common = {key: tuned[key] for key in ("model", "epochs", "val_split")}
-    specification = TrainConfig(**(read_config_file("reference") | common))
-    return {"tuned": tuned, "specification": {key: getattr(specification, key) for key in tuned}}
+    specification = asdict(TrainConfig(**(read_config_file("reference") | common)))
+    return {"tuned": tuned, "specification": {key: specification[key] for key in tuned}}
 
 
 def queue_seeds(study: optuna.Study, seeds: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -51,15 +51,15 @@ class Job:
 
     def left(self, study: optuna.Study) -> tuple[int, int]:
         """How many trials of the study are neither done nor under way, and how many are under way anywhere."""
-        trials = study.get_trials(deepcopy=False)
-        states = Counter(trial.state.name for trial in trials)
-        to_come = self.trials - finished(trials) - states["RUNNING"] if self.trials else states["WAITING"]
+        states = states_of(study)
+        to_come = self.trials - states["DONE"] - states["RUNNING"] if self.trials else states["WAITING"]
         return max(to_come, 0), states["RUNNING"]
 
 
-def finished(trials: Sequence[FrozenTrial]) -> int:
-    """How many of ``trials`` are done: those that were pruned count, those that were lost do not."""
-    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
+def states_of(study: optuna.Study) -> Counter[str]:
+    """How many trials are of each state, and "DONE": those that were pruned count, those that were lost do not."""
+    states = Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
+    return states + Counter(DONE=states["COMPLETE"] + states["PRUNED"])
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -81,10 +81,8 @@ def work(job: Job, troubles: Connection) -> None:
     try:
         with using_storage(job.storage):
             Worker(job, stop_requested).run()
-    except UsageError as error:
-        troubles.send((2, str(error)))
-    except (CommandError, OSError) as error:
-        troubles.send((1, str(error)))
+    except (UsageError, CommandError, OSError) as error:
+        troubles.send((2 if isinstance(error, UsageError) else 1, str(error)))
 
 
 class Worker:
@@ -228,21 +226,19 @@ def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[]
 
 def progress_of(study: optuna.Study, wanted: int) -> Callable[[], None]:
     """Prints a line for every trial that ended: its value, how many are done and pruned, the best, the time left."""
-    trials = study.get_trials(deepcopy=False)
-    told = {trial.number for trial in trials if trial.state.is_finished()}
-    before, began = finished(trials), time.monotonic()
+    told = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    before, began = states_of(study)["DONE"], time.monotonic()
     if before:
         print(f"Going on with {study.study_name}: {before} of {wanted} trials are done.", flush=True)
 
     def tell() -> None:
-        trials = study.get_trials(deepcopy=False)
-        for trial in trials:
+        for trial in study.get_trials(deepcopy=False):
             if not trial.state.is_finished() or trial.number in told:
                 continue
             told.add(trial.number)
-            done, best = finished(trials), best_trials(study)
-            pruned = sum(trial.state.name == "PRUNED" for trial in trials)
-            line = f"{what_became_of(trial)} | {done} of {wanted} done, {pruned} pruned"
+            states, best = states_of(study), best_trials(study)
+            done = states["DONE"]
+            line = f"{what_became_of(trial)} | {done} of {wanted} done, {states['PRUNED']} pruned"
             if best and "recipe" not in best[0].params:
                 line += f" | best {best[0].value:.2f} % (trial {best[0].number})"
             if before < done < wanted:
