@@ -18,7 +18,7 @@ from pathlib import Path
 import imports
 from common.cli import OneLineParser, command
 from common.files import PROJECT_DIR, UsageError
-from image_data.policies import POLICIES, Policy, get_policy
+from image_data.policies import POLICIES, get_policy
 from tools.output import panels, write_figure
 
 TIMED_BATCHES, BATCH_SIZE = 50, 128
@@ -36,19 +36,6 @@ def contact_sheet(originals: imports.torch.Tensor, drawn: Sequence[imports.torch
     return figure
 
 
-def images_per_second(policy: Policy, images: imports.torch.Tensor) -> tuple[float, float, float]:
-    """Median, minimum and maximum over batches of 128; ``images`` are float grey levels [N, 1, H, W]."""
-    from image_data.augmentation import augment
-    from tools.timing import seconds_of
-
-    rates = []
-    for _ in range(TIMED_BATCHES):
-        batch = images[imports.torch.randint(len(images), (BATCH_SIZE,))]
-        draws = imports.torch.rand(BATCH_SIZE, policy.draws)
-        rates.append(BATCH_SIZE / seconds_of(functools.partial(augment, batch, policy, draws)))
-    return statistics.median(rates), min(rates), max(rates)
-
-
 def show(args: argparse.Namespace) -> int:
     for name, smallest, largest in (("digits", 1, 100), ("draws", 1, 100), ("strength", 0, 10), ("seed", 0, 2**63 - 1)):
         if not smallest <= getattr(args, name) <= largest:
@@ -59,6 +46,7 @@ def show(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     from data_utils import load_images
     from image_data.augmentation import augment
+    from tools.timing import seconds_of
 
     images, labels = load_images(args.data_dir, train=True)
     # the first of each digit, then the second of each, as far as asked for
@@ -69,10 +57,14 @@ def show(args: argparse.Namespace) -> int:
     strength = "" if args.strength == 1 else f", strength {args.strength:g}"
     path = args.output_dir / "plots" / f"augment_{args.policy}.png"
     write_figure(path, contact_sheet(originals, drawn, f"--augment {args.policy}{strength}"), dpi=100)
-    rate, slowest, fastest = images_per_second(policy, images[:10_000].unsqueeze(1).float())
+    rates = []
+    for _ in range(TIMED_BATCHES):
+        batch = images[imports.torch.randint(len(images), (BATCH_SIZE,))].unsqueeze(1).float()
+        draws = imports.torch.rand(BATCH_SIZE, policy.draws)
+        rates.append(BATCH_SIZE / seconds_of(functools.partial(augment, batch, policy, draws)))
     print(
-        f"{args.policy}{strength}: {rate:,.0f} images/s ({slowest:,.0f}-{fastest:,.0f}), median of {TIMED_BATCHES}"
-        f" batches of {BATCH_SIZE} on {imports.torch.get_num_threads()} threads; {path}"
+        f"{args.policy}{strength}: {statistics.median(rates):,.0f} images/s ({min(rates):,.0f}-{max(rates):,.0f}),"
+        f" median of {TIMED_BATCHES} batches of {BATCH_SIZE} on {imports.torch.get_num_threads()} threads; {path}"
     )
     return 0
 

@@ -28,10 +28,7 @@ def panels(
     width: float, height: float, rows: int = 1, columns: int = 1, grid: Any = None, **options: Any
 ) -> tuple[imports.Figure, Any]:
     """A figure of so many inches and its axes, open at the top and the right, with lines along ``grid``: x, y or both.
-
-    Args:
-        options: as of ``Figure.subplots``.
-    """
+    The ``options`` are those of ``Figure.subplots``."""
     figure = imports.Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, **options)
     for panel in figure.axes:

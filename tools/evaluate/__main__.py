@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         evaluation["calibration"]["temperature"] = float(network.facts["temperature"])
     print_evaluation(evaluation)
     written = [save_json(evaluation, files.metrics.with_name(f"{files.name}_evaluation.json"))]
-    for what, figure in all_figures(evaluation, model, *test, device).items():
+    for what, figure in all_figures(evaluation, model, test).items():
         written.append(files.plot.with_name(f"{files.name}_{what}.png"))
         write_figure(written[-1], figure, dpi=90)
     for path in written:

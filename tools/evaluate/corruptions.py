@@ -26,6 +26,7 @@ FOG_MAP = 256  # pixels; the side of the clouds that a window of 28 x 28 is cut 
 FOG_MAPS = 64  # different ones
 MUD = 63 / 255  # grey level of spatter
 SPOT = 2.0  # pixels; the standard deviation of the blur that makes spots of mud
+FROM_SIDE = torch.arange(SIZE).minimum(torch.arange(SIZE).flip(0))  # pixels from the nearer side
 LINE_WIDTH = 2.3  # pixels either way within which a line fades to nothing
 
 Images = torch.Tensor  # float [N, 1, 28, 28], from 0 (black) to 1
@@ -43,11 +44,9 @@ class Corruption:
 
 
 def corrupt(images: torch.Tensor, name: str, strength: int, seed: int = SEED) -> torch.Tensor:
-    """Spoil grey levels uint8 [N, 28, 28]; the same seed gives the same images, and the strengths share their draws.
+    """Spoil grey levels uint8 [N, 28, 28] by one of CORRUPTIONS at a strength of 1 to 5.
 
-    Args:
-        name: one of CORRUPTIONS.
-        strength: 1 to 5.
+    The same seed gives the same images, and the strengths share their draws.
     """
     corruption = CORRUPTIONS[name]
     generator = torch.Generator().manual_seed(seed)
@@ -107,12 +106,6 @@ def contrast(images: Images, factor: float, generator: torch.Generator) -> Image
     """Every pixel nearer to the image's mean. Draws nothing."""
     mean = images.mean((1, 2, 3), keepdim=True)
     return (images - mean) * factor + mean
-
-
-def stripe(images: Images, columns: int, generator: torch.Generator) -> Images:
-    """Black and white exchanged at the left and the right. Draws nothing."""
-    inside = torch.arange(SIZE).clamp(columns, SIZE - 1 - columns) == torch.arange(SIZE)
-    return torch.where(inside, images, 1 - images)
 
 
 def fog(images: Images, values: tuple[float, float], generator: torch.Generator) -> Images:
@@ -216,6 +209,8 @@ IN_A_LINE: dict[str, Apply] = {
     ),
     "scale": lambda images, factor, _: _affine(images, size=factor),
     "brightness": lambda images, added, _: (images + added).clamp(max=1),
+    # black and white exchanged at the left and the right
+    "stripe": lambda images, columns, _: torch.where(columns > FROM_SIDE, 1 - images, images),
 }
 _TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 CORRUPTIONS = {name: Corruption(IN_A_LINE.get(name) or globals()[name], **row) for name, row in _TABLE.items()}

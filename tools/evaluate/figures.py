@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data_utils import Batch
 from imports import Figure, nn, torch
 from tools.evaluate.corruptions import corrupt
 from tools.evaluate.measures import CLASSES, STRENGTHS, as_input, integrated_gradients, mean_corrupted_accuracy
@@ -14,16 +15,14 @@ BARE = {"frame_on": False, "xticks": (), "yticks": ()}  # a panel with an image 
 DARK, LIGHT, ORANGE = "#08519c", "#9ecae1", "#d95f0e"
 
 
-def all_figures(
-    evaluation: dict[str, Any], model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device
-) -> dict[str, Figure]:
-    """Every picture of ``evaluation`` by its name. ``images`` and ``labels`` are those it was made with."""
+def all_figures(evaluation: dict[str, Any], model: nn.Module, test: Batch) -> dict[str, Figure]:
+    """Every picture of ``evaluation`` by its name. ``test`` are the images it was made with."""
     return {
         "confusion": confusion_figure(evaluation),
-        "mistakes": mistakes_figure(evaluation, images),
+        "mistakes": mistakes_figure(evaluation, test[0]),
         "reliability": reliability_figure(evaluation),
-        "robustness": robustness_figure(evaluation, images),
-        "saliency": saliency_figure(evaluation, model, images, labels, device),
+        "robustness": robustness_figure(evaluation, test[0]),
+        "saliency": saliency_figure(evaluation, model, test),
     }
 
 
@@ -114,18 +113,16 @@ def robustness_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figur
     return figure
 
 
-def saliency_figure(
-    evaluation: dict[str, Any], model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device
-) -> Figure:
+def saliency_figure(evaluation: dict[str, Any], model: nn.Module, test: Batch) -> Figure:
     """What speaks for the predicted digit and what against it: of each digit the first that is right, and mistakes."""
+    images, labels = test[0], test[1].clone()
     verdict = {mistake["index"]: mistake for mistake in evaluation["mistakes"]}
-    right = torch.ones(len(labels), dtype=torch.bool)
-    right[list(verdict)] = False
-    firsts = [int(index) for digit in range(CLASSES) for index in (right & (labels == digit)).nonzero()[:1, 0]]
+    labels[list(verdict)] = -1
+    firsts = [int(index) for digit in range(CLASSES) for index in (labels == digit).nonzero()[:1, 0]]
     groups = [group for group in (firsts, list(verdict)[:COLUMNS]) if group]
     figure, all_axes = panels(COLUMNS, 2.24 * len(groups) + 0.5, 2 * len(groups), COLUMNS, subplot_kw=BARE)
     for number, group in enumerate(groups):
-        inputs = as_input(images[group], device)
+        inputs = as_input(images[group], next(model.parameters()).device)
         with torch.inference_mode():
             digits = model(inputs).argmax(1)
         attributions = integrated_gradients(model, inputs, digits).cpu()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_utils import EVAL_BATCH_SIZE, normalize
+from data_utils import EVAL_BATCH_SIZE, Batch, normalize
 from image_data.facts import MNIST
 from imports import F, nn, torch, tqdm
 from tools.evaluate.corruptions import CORRUPTIONS, corrupt
@@ -31,8 +31,6 @@ PATH_STEPS = 1024  # of integrated gradients, from a black image to the one that
 MISTAKE = ("index", "true", "predicted", "confidence")
 PER_CLASS = ("digit", "precision", "recall", "f1", "support")
 TEMPERATURES = (0.01, 100.0)  # between which the best one is searched
-
-LabelledImages = tuple[torch.Tensor, torch.Tensor]  # uint8 [N, 28, 28], int64 [N]
 
 
 def as_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -111,14 +109,10 @@ def reliability_bins(log_probabilities: torch.Tensor, labels: torch.Tensor) -> l
 
 
 def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature at which the mean negative log-likelihood is lowest.
+    """The temperature at which the mean negative log-likelihood is lowest, of images that were not trained on.
 
-    Log-probabilities do as well as logits: they differ by a constant an image, which the softmax takes out.
+    Log-probabilities [N, 10] do as well as logits: they differ by a constant an image, which the softmax takes out.
     Guo et al. 2017, arXiv:1706.04599, section 4.2.
-
-    Args:
-        log_probabilities: [N, 10], of images that the network was not trained on.
-        labels: int64 [N].
 
     Raises:
         ValueError: every image is classified correctly, so that the more certain were always the better.
@@ -137,17 +131,11 @@ def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> fl
 
 
 def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
-    """What each pixel adds to the log-probability of a digit, compared with a black image.
+    """What each pixel adds to the log-probability of a digit, compared with a black image: [N, 28, 28].
 
     An image's attributions sum to the difference between its log-probability and the black image's, but for the
-    error of a path of 1,024 steps: Sundararajan et al. 2017, arXiv:1703.01365.
-
-    Args:
-        images: normalised, [N, 1, 28, 28], on the device that ``model`` is on.
-        digits: int64 [N], there too.
-
-    Returns:
-        [N, 28, 28]
+    error of a path of 1,024 steps: Sundararajan et al. 2017, arXiv:1703.01365. The ``images`` are normalised,
+    [N, 1, 28, 28], the ``digits`` int64 [N], both on the device that ``model`` is on.
     """
     from captum.attr import IntegratedGradients
 
@@ -162,16 +150,13 @@ def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.T
 def evaluate_network(
     name: str,
     model: nn.Module,
-    test: LabelledImages,
-    held_out: LabelledImages | None,
+    test: Batch,
+    held_out: Batch | None,
     device: torch.device,
     classes: Sequence[str] = MNIST.classes,
 ) -> dict[str, Any]:
-    """All measures of ``model``, which is on ``device``: docs/evaluate.md lists the fields.
-
-    Args:
-        held_out: training images that the network was not trained on, for its temperature; None: there are none.
-    """
+    """All measures of ``model``, which is on ``device``: docs/evaluate.md lists the fields. ``held_out`` are training
+    images that the network was not trained on, for its temperature; None: there are none."""
     images, labels = test
     log_probabilities = predict(model, as_input(images, device)).cpu()
     predicted = log_probabilities.argmax(1)
@@ -188,15 +173,13 @@ def evaluate_network(
         "per_class": per_class(predicted, labels),
         "confusion": confusion_matrix(predicted, labels).tolist(),
         "mistakes": find_mistakes(log_probabilities, labels),
-        "corruptions": robustness(model, images, labels, device),
+        "corruptions": robustness(model, test, device),
         "classes": list(classes),
         "environment": environment(device),
     }
 
 
-def calibration(
-    log_probabilities: torch.Tensor, labels: torch.Tensor, held_out: LabelledImages | None
-) -> dict[str, Any]:
+def calibration(log_probabilities: torch.Tensor, labels: torch.Tensor, held_out: Batch | None) -> dict[str, Any]:
     """Calibration on the test images, as the network is and at the temperature that fits ``held_out`` best.
 
     Args:
@@ -218,14 +201,12 @@ def calibration(
     return result | {f"{key}_scaled": value for key, value in scaled.items()}
 
 
-def robustness(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device
-) -> dict[str, list[float]]:
+def robustness(model: nn.Module, test: Batch, device: torch.device) -> dict[str, list[float]]:
     """The accuracy in percent under every corruption at strengths 1 to 5."""
 
     def accuracy(corruption: str, strength: int) -> float:
-        predicted = predict(model, as_input(corrupt(images, corruption, strength), device)).argmax(1).cpu()
-        return 100.0 * int((predicted == labels).sum()) / len(labels)
+        predicted = predict(model, as_input(corrupt(test[0], corruption, strength), device)).argmax(1).cpu()
+        return 100.0 * int((predicted == test[1]).sum()) / len(predicted)
 
     bar = tqdm(CORRUPTIONS, desc="robustness", leave=False, disable=None)
     return {corruption: [accuracy(corruption, strength) for strength in STRENGTHS] for corruption in bar}

@@ -1,21 +1,15 @@
-"""What is searched: the table of settings, a file that changes it, and a trial's draw from it.
+"""What is searched: the table of settings, and a file that changes it.
 
 space, fixed = read_space(Path("space.toml"), {"batch_size": 256})
-settings = suggest(trial, space, fixed)
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.files import UsageError
 from training.config import TrainConfig, field_type, fields_in, read_config_file, read_toml
-
-if TYPE_CHECKING:
-    import optuna
 
 SPACE = read_toml("space", Path(__file__).with_name("space.toml"), "it")  # what is searched
 # What a setting needs of another one, which stands before it in SPACE, to have an effect.
@@ -90,18 +84,3 @@ def starting_point(space: Mapping[str, Any]) -> dict[str, Any]:
     ranges = {key: values for key, values in space.items() if isinstance(values, dict) and start[key] is not None}
     in_ranges = {key for key, values in ranges.items() if values["low"] <= start[key] <= values["high"]}
     return {key: start[key] for key in space if key in in_lists | in_ranges}
-
-
-def suggest(trial: optuna.Trial, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """One value of every setting in ``space`` that has an effect with the others, and with those in ``fixed``."""
-    chosen: dict[str, Any] = {}
-    for key, values in space.items():
-        if key in ONLY_WITH:
-            needed, allowed = ONLY_WITH[key]
-            if {**fixed, **chosen}[needed] not in allowed:
-                continue
-        if isinstance(values, list):
-            chosen[key] = trial.suggest_categorical(key, values)
-        else:
-            chosen[key] = (trial.suggest_int if TYPES[key] is int else trial.suggest_float)(key, **values)
-    return chosen

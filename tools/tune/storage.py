@@ -76,14 +76,8 @@ def _innermost(error: BaseException) -> str:
 
 
 def open_study(storage: optuna.storages.RDBStorage, name: str, recipe: dict[str, Any]) -> optuna.Study:
-    """The study ``name``, new or as it is.
-
-    Args:
-        recipe: what its trials have in common, in parts; kept with the study.
-
-    Raises:
-        UsageError: its trials are of another recipe.
-    """
+    """The study ``name``, new or as it is. ``recipe`` is what its trials have in common, in parts, and kept with it; a
+    UsageError if they are of another."""
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get("recipe", recipe)
     other = [

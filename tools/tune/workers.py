@@ -12,7 +12,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,7 +24,7 @@ from common.cli import silent
 from common.files import CommandError, UsageError
 from data_utils import load_data
 from imports import nn
-from tools.tune.space import suggest
+from tools.tune.space import ONLY_WITH, TYPES
 from tools.tune.storage import open_storage, using_storage
 from training.config import TrainConfig
 from training.machine import resolve_device
@@ -180,6 +180,21 @@ class Worker:
                 queue_again(self.study, self.study.get_trials()[trial.number])
                 raise
         return run.metrics["val_acc"][-1], run.result
+
+
+def suggest(trial: optuna.Trial, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """One value of every setting in ``space`` that has an effect with the others, and with those in ``fixed``."""
+    chosen: dict[str, Any] = {}
+    for key, values in space.items():
+        if key in ONLY_WITH:
+            needed, allowed = ONLY_WITH[key]
+            if {**fixed, **chosen}[needed] not in allowed:
+                continue
+        if isinstance(values, list):
+            chosen[key] = trial.suggest_categorical(key, values)
+        else:
+            chosen[key] = (trial.suggest_int if TYPES[key] is int else trial.suggest_float)(key, **values)
+    return chosen
 
 
 def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[], None]) -> None:
