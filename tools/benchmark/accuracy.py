@@ -71,7 +71,13 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
     groups = [missing[start : start + args.together] for start in range(0, len(missing), args.together)]
     with ThreadPoolExecutor(args.jobs) as pool:  # what is trained here is so by the main thread, which signals stop
         list(map(run, groups) if args.together > 1 else pool.map(run, groups))
-    print_series(store.label, [store.runs[seed] for seed in seeds])
+    runs = [store.runs[seed] for seed in seeds]
+    mean, deviation, half = mean_and_interval([run["accuracy"] for run in runs])
+    seconds = [run["seconds"] for run in runs]
+    print(
+        f"{store.label}: {mean:.3f} % +- {half:.3f} (95 % interval), standard deviation {deviation:.3f},"
+        f" n = {len(runs)}; training median {statistics.median(seconds):.1f} s ({min(seconds):.1f}-{max(seconds):.1f})"
+    )
     write_figure(args.results / "plots" / "benchmark_accuracy.png", accuracy_figure(store.all_series))
     return 0
 
@@ -138,15 +144,6 @@ def _run_naive(config: TrainConfig, seed: int, threads: int) -> dict[str, float]
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     result: dict[str, float] = json.loads(run_quietly([sys.executable, "-m", "tools.naive", *flags]))
     return result
-
-
-def print_series(label: str, runs: Sequence[dict[str, float]]) -> None:
-    mean, deviation, half = mean_and_interval([run["accuracy"] for run in runs])
-    seconds = [run["seconds"] for run in runs]
-    print(
-        f"{label}: {mean:.3f} % +- {half:.3f} (95 % interval), standard deviation {deviation:.3f}, n = {len(runs)};"
-        f" training median {statistics.median(seconds):.1f} s ({min(seconds):.1f}-{max(seconds):.1f})"
-    )
 
 
 def accuracy_figure(all_series: Sequence[dict[str, Any]]) -> Figure:

@@ -68,10 +68,15 @@ def reliability_figure(evaluation: dict[str, Any]) -> Figure:
     measured = evaluation["calibration"]
     figure, (upper, lower) = panels(6, 6, 2, grid="both", sharex=True, height_ratios=[3, 1])
     upper.plot([0, 100], [0, 100], color="#777777", linewidth=1, linestyle="--", label="perfect calibration")
-    _draw_reliability(upper, measured["bins"], DARK, "o", f"as it is: ECE {measured['ece']:.2f} %")
+    series = [(measured["bins"], DARK, "o", f"as it is: ECE {measured['ece']:.2f} %")]
     if measured["bins_scaled"] is not None:
         label = f"at temperature {measured['temperature']:.2f}: ECE {measured['ece_scaled']:.2f} %"
-        _draw_reliability(upper, measured["bins_scaled"], ORANGE, "s", label)
+        series.append((measured["bins_scaled"], ORANGE, "s", label))
+    for bins, color, marker, label in series:
+        confidences, accuracies = torch.tensor([(row["confidence"], row["accuracy"]) for row in bins]).T
+        ends = torch.tensor([wilson_interval(row["correct"], row["images"]) for row in bins]).T
+        style = {"fmt": marker, "color": color, "capsize": 2, "markersize": 5, "label": label}
+        upper.errorbar(confidences, accuracies, yerr=(ends - accuracies).abs(), **style)
     upper.set(ylabel="accuracy [%]", ylim=(-2, 102), title=f"{evaluation['name']}: reliability")
     upper.legend(frameon=False, loc="upper left")
     starts, ends, images = ([row[key] for row in measured["bins"]] for key in ("from", "to", "images"))
@@ -80,14 +85,6 @@ def reliability_figure(evaluation: dict[str, Any]) -> Figure:
     lower.set(xlabel="confidence [%]", ylabel="images", yscale="log", xlim=(0, 100.5))
     lower.margins(y=0.25)
     return figure
-
-
-def _draw_reliability(axes: Any, bins: list[dict[str, Any]], color: str, marker: str, label: str) -> None:
-    confidences = [row["confidence"] for row in bins]
-    accuracies = torch.tensor([row["accuracy"] for row in bins])
-    ends = torch.tensor([wilson_interval(row["correct"], row["images"]) for row in bins]).T
-    bars = (ends - accuracies).abs()
-    axes.errorbar(confidences, accuracies, yerr=bars, fmt=marker, color=color, capsize=2, markersize=5, label=label)
 
 
 def robustness_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figure:

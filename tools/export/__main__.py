@@ -5,10 +5,7 @@
     python -m tools.export --model 3 --format html                     # a page that reads what one draws, from disk
     python -m tools.export --model 3 --format safetensors              # the weights alone, with a model card
 
-A file takes 28x28 grey levels as bytes, uint8 [N, 1, 28, 28], white on black, and returns ten probabilities an
-image, float32 [N, 10]; scaling and normalisation are inside. Quantisation looks at training images alone, and a file
-that loses more than ``--max_drop`` points on other training images gets no name. docs/export.md tells how an app runs
-the files.
+docs/export.md tells what a file takes and returns, what it is held against, and how an app runs it.
 """
 
 import argparse

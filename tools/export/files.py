@@ -47,7 +47,7 @@ class Subject:
     def __init__(self, args: argparse.Namespace) -> None:
         self.network = load_network(args.name, args.output_dir, "network", args.model)
         self.deployed = Deployed(self.network.model).eval()
-        self.files = RunFiles(args.name, args.output_dir)
+        self.files, self.max_drop = RunFiles(args.name, args.output_dir), args.max_drop
         self.weights_sha256 = sha256_of(self.files.params)
         train, test = (images_of(self.network, train, args.output_dir, args.data_dir) for train in (True, False))
         rest, held_out = split_indices(train[1], len(train[1]) // HELD_OUT)
@@ -103,7 +103,7 @@ def export(args: argparse.Namespace) -> int:
         rows.append(row | compare(run, subject.test) | {"held_out_drop": lost})
         runners[path.name] = run
     if rows:
-        results = results_of(subject, rows, runners, args.max_drop)
+        results = results_of(subject, rows, runners)
         print(rendered(Path(__file__).with_name("results.txt"), **results), end="")
         path = files.metrics.with_name(f"{args.name}_export.json")
         before: list[Any] = []
@@ -118,9 +118,7 @@ def export(args: argparse.Namespace) -> int:
     return 0 if len(rows) == len(kinds) else 1
 
 
-def results_of(
-    subject: Subject, rows: list[dict[str, Any]], runners: dict[str, Runner], max_drop: float
-) -> dict[str, Any]:
+def results_of(subject: Subject, rows: list[dict[str, Any]], runners: dict[str, Runner]) -> dict[str, Any]:
     """All that is known of the files in ``rows``, with the latency of their ``runners``."""
     held_out, test = subject.held_out, subject.test
     latency = measure_latency(runners, test.images)
@@ -131,7 +129,7 @@ def results_of(
         "images": len(test.labels),
         "held_out_images": len(held_out.labels),
         "calibration_images": len(subject.calibration),
-        "max_drop": max_drop,
+        "max_drop": subject.max_drop,
         "weights_sha256": subject.weights_sha256,
         "environment": environment(torch.device("cpu")) | versions,
         "pytorch": {
