@@ -43,7 +43,7 @@ def rendered(template: Path, **values: Any) -> str:
     from jinja2 import StrictUndefined, Template
 
     escape, text = template.suffix == ".html", template.read_text(encoding="utf-8")
-    return Template(text, autoescape=escape, undefined=StrictUndefined, trim_blocks=True).render(values)
+    return str(Template(text, autoescape=escape, undefined=StrictUndefined, trim_blocks=True).render(values))
 
 
 def filled(template: Path, parts: Mapping[str, str]) -> str:

@@ -74,9 +74,9 @@ def reliability_figure(evaluation: dict[str, Any]) -> Figure:
         series.append((measured["bins_scaled"], ORANGE, "s", label))
     for bins, color, marker, label in series:
         confidences, accuracies = torch.tensor([(row["confidence"], row["accuracy"]) for row in bins]).T
-        ends = torch.tensor([wilson_interval(row["correct"], row["images"]) for row in bins]).T
+        interval = torch.tensor([wilson_interval(row["correct"], row["images"]) for row in bins]).T
         style = {"fmt": marker, "color": color, "capsize": 2, "markersize": 5, "label": label}
-        upper.errorbar(confidences, accuracies, yerr=(ends - accuracies).abs(), **style)
+        upper.errorbar(confidences, accuracies, yerr=(interval - accuracies).abs(), **style)
     upper.set(ylabel="accuracy [%]", ylim=(-2, 102), title=f"{evaluation['name']}: reliability")
     upper.legend(frameon=False, loc="upper left")
     starts, ends, images = ([row[key] for row in measured["bins"]] for key in ("from", "to", "images"))

@@ -84,7 +84,7 @@ def expected_calibration_error(log_probabilities: torch.Tensor, labels: torch.Te
     Guo et al. 2017, arXiv:1706.04599, section 2.
     """
     bins = reliability_bins(log_probabilities, labels)
-    return sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / len(labels)
+    return float(sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in bins)) / len(labels)
 
 
 def reliability_bins(log_probabilities: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:

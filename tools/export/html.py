@@ -50,11 +50,13 @@ def described(model: nn.Module, data: DataSet) -> dict[str, Any]:
     """What the script knows of a network: of each member its layers, how they vote, and all numbers in order of use."""
     vote = model if isinstance(model, Ensemble) else Ensemble([model], "soft", [1.0], 1.0)
     numbers: list[torch.Tensor] = []
+    members = [_layers(member, numbers) for member in vote.members]
+    flat = torch.cat([part.flatten() for part in numbers])
     return {
-        "members": [_layers(member, numbers) for member in vote.members],
+        "members": members,
         **{"method": vote.method, "weights": vote.weights, "temperature": vote.temperature},
         **{"classes": data.classes, "mean": data.mean, "std": data.std},
-        "numbers": base64.b64encode(torch.cat([part.flatten() for part in numbers]).numpy().astype("<f4")).decode(),
+        "numbers": base64.b64encode(flat.numpy().astype("<f4").tobytes()).decode(),
     }
 
 
