@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from common.cli import silent
@@ -30,7 +31,7 @@ from imports import Figure, torch
 from model_strategy import get_strategy
 from models.receptive_field import receptive_fields
 from tools.naive import NaiveTraining
-from tools.output import panels, write_figure, write_json
+from tools.output import panels, rendered, write_figure, write_json
 from tools.timing import copied_bytes, matrix_flops, synchronize
 from tools.trainings import ProcessError
 from training.config import TrainConfig
@@ -81,7 +82,7 @@ def throughput(args: argparse.Namespace) -> int:
         except BrokenProcessPool:
             raise ProcessError(f"a process that trained model {model} ended early") from None
         results["models"][model] = rows
-        print_throughput(model, rows)
+        print(rendered(Path(__file__).with_suffix(".txt"), model=model, rows=rows), end="")
     name = "benchmark_throughput" if device.type == "cpu" else f"benchmark_throughput_{device.type}"
     write_json(args.results / "outputs" / f"{name}.json", results)
     write_figure(args.results / "plots" / f"{name}.png", throughput_figure(results))
@@ -197,19 +198,6 @@ def work_of_an_image(model: str) -> tuple[int, int]:
     rows = [row for row in receptive_fields(get_strategy(model).build()) if row.kind in ("Conv2d", "Linear")]
     multiply_adds = sum(row.parameters * row.output[1] * row.output[2] for row in rows)
     return 3 * 2 * multiply_adds, 5 * 4 * sum(math.prod(row.output) for row in rows)
-
-
-def print_throughput(model: str, rows: Sequence[dict[str, Any]]) -> None:
-    print(f"\nmodel {model}: images/s, medians of {len(rows[0]['images_per_second'])} interleaved rounds")
-    columns = f"{'setting':<16} {'batch':>5} {'first s':>7} {'epoch s':>8} {'images/s':>9} {'min-max':>17} {'ratio':>6}"
-    print(f"{columns} {'of FLOP/s':>9} {'of bytes/s':>10} {'peak MiB':>8}")
-    for row in rows:
-        rates = row["images_per_second"]
-        print(
-            f"{row['label']:<16} {row['batch_size']:>5} {row['first_batch_seconds']:>7.1f} {row['epoch_seconds']:>8.3f}"
-            f" {row['median']:>9,.0f} {min(rates):>9,.0f}-{max(rates):<7,.0f} {row['ratio']:>6.2f}"
-            f" {row['share_of_bound']:>9.1%} {row['share_of_memory_bound']:>10.1%} {row['peak_mib'] or '-':>8}"
-        )
 
 
 def throughput_figure(results: dict[str, Any]) -> Figure:

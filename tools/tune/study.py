@@ -87,14 +87,11 @@ def trial_table(trials: Sequence[FrozenTrial], space: Mapping[str, Any]) -> list
         ["validation [%]", *(f"{trial.value:.2f}" for trial in trials)],
         ["seed", *(str(trial.user_attrs["settings"]["seed"]) for trial in trials)],
     ]
-    searched = [key for key in space if any(key in trial.params for trial in trials)]
-    return rows + [[key, *(_short(trial.params.get(key)) for trial in trials)] for key in searched]
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value).lower()
+    for key in space:
+        if any(key in trial.params for trial in trials):
+            values = [trial.params.get(key, "-") for trial in trials]
+            rows.append([key, *(f"{v:.3g}" if isinstance(v, float) else str(v).lower() for v in values)])
+    return rows
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
