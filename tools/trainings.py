@@ -25,16 +25,12 @@ from training.config import TrainConfig, fields_in
 from visualization import load_metrics_json
 
 
-class ProcessError(CommandError):
-    """A process that was started failed; one line says which and how."""
-
-
 def run_quietly(command: Sequence[str]) -> str:
-    """What ``command`` prints; a ProcessError if it fails."""
+    """What ``command`` prints; a CommandError if it fails."""
     done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True)
     if done.returncode:
         last_line = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise ProcessError(f"exit status {done.returncode} of {shlex.join(command)}: {last_line}")
+        raise CommandError(f"exit status {done.returncode} of {shlex.join(command)}: {last_line}")
     return done.stdout
 
 
@@ -61,7 +57,7 @@ def threads_each(jobs: int) -> int:
 
 
 def train_in_a_process(config: TrainConfig) -> float:
-    """Train by the command itself. Returns the seconds that all of it took; a ProcessError if it fails."""
+    """Train by the command itself. Returns the seconds that all of it took; a CommandError if it fails."""
     settings = asdict(config) | {"data_dir": str(config.data_root.resolve())}
     if config.output_dir is not None:  # the command runs in the project's folder
         settings["output_dir"] = str(Path(config.output_dir).resolve())

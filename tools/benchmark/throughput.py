@@ -13,7 +13,6 @@ import argparse
 import itertools
 import math
 import multiprocessing
-import statistics
 import sys
 import tempfile
 import time
@@ -24,7 +23,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.cli import silent
+from common.files import CommandError
 from data_utils import load_images
 from image_data.fetch import ensure_mnist
 from imports import Figure, torch
@@ -33,7 +35,6 @@ from models.receptive_field import receptive_fields
 from tools.naive import NaiveTraining
 from tools.output import panels, rendered, write_figure, write_json
 from tools.timing import copied_bytes, matrix_flops, synchronize
-from tools.trainings import ProcessError
 from training.config import TrainConfig
 from training.machine import environment, has_bfloat16, resolve_device
 from training.setup import prepare_run
@@ -80,7 +81,7 @@ def throughput(args: argparse.Namespace) -> int:
         try:
             rows = time_settings(model, settings_to_compare(args.batch_size, device), args)
         except BrokenProcessPool:
-            raise ProcessError(f"a process that trained model {model} ended early") from None
+            raise CommandError(f"a process that trained model {model} ended early") from None
         results["models"][model] = rows
         print(rendered(Path(__file__).with_suffix(".txt"), model=model, rows=rows), end="")
     name = "benchmark_throughput" if device.type == "cpu" else f"benchmark_throughput_{device.type}"
@@ -108,29 +109,26 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
         work = zip(settings, pools, strict=True)
         rates = [pool.submit(_rate, args.images, setting.batch_size).result() for setting, pool in work]
         rounds.append([*rates, matrix_flops(device) / image_flops, copied_bytes(device) / image_bytes])
-    *all_rates, bounds, memory_bounds = zip(*rounds, strict=True)
+    *all_rates, bounds, memory_bounds = np.array(rounds).T
     rows = []
     for setting, pool, first_batch, mine in zip(settings, pools, first_batches, all_rates, strict=True):
-        median = statistics.median(mine)
+        median = float(np.median(mine))
+        ratio, share, memory_share = (float(np.median(mine / other)) for other in (all_rates[0], bounds, memory_bounds))
         rows.append(
             {
                 **asdict(setting),
                 "first_batch_seconds": round(first_batch, 3),
-                "images_per_second": [round(rate, 1) for rate in mine],
+                "images_per_second": mine.round(1).tolist(),
                 "median": round(median, 1),
                 "epoch_seconds": round(epoch_images / median, 4),
-                "ratio": round(_median_ratio(mine, all_rates[0]), 3),
-                "share_of_bound": round(_median_ratio(mine, bounds), 4),
-                "share_of_memory_bound": round(_median_ratio(mine, memory_bounds), 4),
+                "ratio": round(ratio, 3),
+                "share_of_bound": round(share, 4),
+                "share_of_memory_bound": round(memory_share, 4),
                 "peak_mib": pool.submit(_peak_mib).result(),
             }
         )
         pool.shutdown()
     return rows
-
-
-def _median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(these, those, strict=True))
 
 
 _under_way: dict[str, Any] = {}  # in a process of one setting: its training, its device, its folder

@@ -86,9 +86,8 @@ def _linear(head: nn.Module, channels: int) -> tuple[torch.Tensor, torch.Tensor]
     """Weights [10, C] and bias [10] of what makes logits of the means, read off its answers; a UsageError if bent."""
 
     def centred(means: torch.Tensor) -> torch.Tensor:  # log-probabilities are logits but for a number that all share
-        found = head(means[:, :, None, None]).double()
-        shared: torch.Tensor = found - found.mean(1, keepdim=True)
-        return shared
+        found: torch.Tensor = head(means[:, :, None, None]).double()
+        return found - found.mean(1, keepdim=True)
 
     bias = centred(torch.zeros(1, channels))[0]
     weights = (centred(torch.eye(channels)) - bias).T

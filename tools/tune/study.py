@@ -67,8 +67,15 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
         print_table(tables["Best trials"])
         if args.confirm:
             seeds = range(CONFIRM_SEED + 1, CONFIRM_SEED + 1 + args.confirm)
-            rivals = open_study(storage, f"{study.study_name}_confirm_{best[0].number}", recipes_to_compare(best[0]))
-            queue_seeds(rivals, seeds)
+            recipes = recipes_to_compare(best[0])
+            rivals = open_study(storage, f"{study.study_name}_confirm_{best[0].number}", recipes)
+            trials = [trial for trial in rivals.get_trials(deepcopy=False) if trial.state.name != "FAIL"]
+            present = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+            for wanted in [
+                {"recipe": recipe, "seed": seed} for seed in seeds for recipe in rivals.user_attrs["recipe"]
+            ]:
+                if wanted not in present:  # neither done nor under way nor queued
+                    rivals.enqueue_trial(wanted)
             print(f"\nTrial {best[0].number} against the specification, {args.confirm} new seeds:", flush=True)
             job = replace(job, study=rivals.study_name, trials=0)
             run_workers(rivals, job, args.workers, progress_of(rivals, 2 * len(seeds)))
@@ -146,17 +153,6 @@ def recipes_to_compare(best: FrozenTrial) -> dict[str, dict[str, Any]]:
     common = {key: tuned[key] for key in ("model", "epochs", "val_split")}
     specification = asdict(TrainConfig(**(read_config_file("reference") | common)))
     return {"tuned": tuned, "specification": {key: specification[key] for key in tuned}}
-
-
-def queue_seeds(study: optuna.Study, seeds: Sequence[int]) -> None:
-    """Queue the runs of every recipe and seed that are neither done nor under way nor queued."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "FAIL"]
-    present = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
-    for seed in seeds:
-        for recipe in study.user_attrs["recipe"]:
-            wanted = {"recipe": recipe, "seed": seed}
-            if wanted not in present:
-                study.enqueue_trial(wanted)
 
 
 def confirmation_table(study: optuna.Study, seeds: Sequence[int]) -> list[list[str]]:
