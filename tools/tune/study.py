@@ -71,9 +71,7 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
             rivals = open_study(storage, f"{study.study_name}_confirm_{best[0].number}", recipes)
             trials = [trial for trial in rivals.get_trials(deepcopy=False) if trial.state.name != "FAIL"]
             present = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
-            for wanted in [
-                {"recipe": recipe, "seed": seed} for seed in seeds for recipe in rivals.user_attrs["recipe"]
-            ]:
+            for wanted in [{"recipe": recipe, "seed": seed} for seed in seeds for recipe in recipes]:
                 if wanted not in present:  # neither done nor under way nor queued
                     rivals.enqueue_trial(wanted)
             print(f"\nTrial {best[0].number} against the specification, {args.confirm} new seeds:", flush=True)
