@@ -208,9 +208,8 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     for number, (label, color) in enumerate(zip(labels, colors, strict=False)):
         rows = [rows[number] for rows in results["models"].values()]
         places = [group + (number - (len(labels) - 1) / 2) * width for group in range(len(rows))]
-        rates = torch.tensor([row["images_per_second"] for row in rows])
-        medians = torch.tensor([row["median"] for row in rows])
-        spread = torch.stack([medians - rates.amin(1), rates.amax(1) - medians])
+        rates, medians = (np.array([row[key] for row in rows]) for key in ("images_per_second", "median"))
+        spread = [medians - rates.min(1), rates.max(1) - medians]
         bars = axes.bar(places, medians, width=0.95 * width, color=color, label=label, yerr=spread, ecolor="#555555")
         ratios = [f"{row['ratio']:.1f}x" if number else "" for row in rows]
         axes.bar_label(bars, ratios, fontsize=9, padding=2)

@@ -33,9 +33,8 @@ from training.run import StoppedError, nobody_listens
 from training.setup import prepare_run
 from training.step import evaluate
 
-# A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on. Not the worst
-# half, and not sooner: while the rate is high the accuracy says little of what annealing will make of it
-# (docs/tune.md).
+# A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on; docs/tune.md
+# tells why no more and no sooner.
 KEPT_PERCENT = 75.0
 RANDOM_TRIALS = 10  # before the sampler and the pruner have enough to learn from
 CONFIRM_SEED = 1_000_000  # the seeds of --confirm come after this one, the trials' before
