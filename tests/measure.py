@@ -1,4 +1,5 @@
-"""What the page is held to, measured: on digits that are drawn or photographed, by the clock, under a crowd, watched.
+"""What the page is held to, measured: on digits that are drawn or photographed, by the clock, under a crowd, watched;
+and what several processes gain.
 
     python -m tests.measure drawings         # 1,000 test digits in eight variations through the API
     python -m tests.measure photos           # test digits as people photograph them, in sixteen conditions
@@ -6,8 +7,9 @@
     python -m tests.measure strokes          # from stroke to answer, in Chromium
     python -m tests.measure clients          # 50 clients at once for 30 s
     python -m tests.measure watched          # a training with and without a page that watches it
+    python -m tests.measure processes        # an epoch by one process and by two, into outputs/benchmark_processes.json
 
-The last three time things: let nothing else run meanwhile. ``strokes`` and ``watched`` need Playwright and Chromium.
+The last four time things: let nothing else run meanwhile. ``strokes`` and ``watched`` need Playwright and Chromium.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +35,8 @@ from PIL import Image, ImageFilter
 from common.cli import OneLineParser, check_at_least, run_command
 from common.files import PROJECT_DIR
 from tests.browser import DIGITS, ask, chromium, connected, draw, serving
+from tools.output import write_json
+from tools.trainings import run_quietly
 from visualization import load_metrics_json
 
 CANVAS = 280  # pixels; the page's drawing, and ten times MNIST's 28
@@ -314,9 +319,45 @@ def _train(folder: str, name: str, epochs: int) -> tuple[float, float]:
     return found["train_images"] / found["epoch_seconds"][-1], began
 
 
+def rates_of_processes(args: argparse.Namespace, data_dir: str | None = None) -> dict[str, Any]:
+    """Images/s of whole epochs of the command, by one process of one thread and by several of them, in turns."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
+    launchers = {"1": [sys.executable], str(args.processes): torchrun}
+    rates: dict[str, list[float]] = {count: [] for count in launchers}
+    recipe = {"model": args.model, "scheduler": "onecycle", "epochs": 1, "batch_size": args.batch_size}
+    place = {"data_dir": str(PROJECT_DIR / "data") if data_dir is None else data_dir, "device": "cpu", "threads": 1}
+    for _ in range(args.rounds):
+        for count, launcher in launchers.items():
+            with tempfile.TemporaryDirectory() as folder:
+                settings = recipe | place | {"name": "run", "output_dir": folder}
+                flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+                run_quietly([*launcher, str(PROJECT_DIR / "main.py"), *flags])
+                metrics = load_metrics_json("run", folder)
+            rates[count].append(metrics["train_images"] / metrics["epoch_seconds"][0])
+    one, many = rates.values()
+    ratio = statistics.median(b / a for a, b in zip(one, many, strict=True))
+    return {"images_per_second": rates, "ratio": round(ratio, 3)}
+
+
+def processes(args: argparse.Namespace) -> int:
+    """The subcommand: an epoch by one process and by several under torchrun, in turns; a line, and the JSON."""
+    from imports import torch
+    from training.machine import environment
+
+    found = rates_of_processes(args)
+    one, many = map(statistics.median, found["images_per_second"].values())
+    print(
+        f"model {args.model}, batch {args.batch_size}, one thread a process, {args.rounds} interleaved rounds:"
+        f" 1 process {one:,.0f}, {args.processes} processes {many:,.0f} images/s, ratio {found['ratio']:.2f}"
+    )
+    about = {"environment": environment(torch.device("cpu")), "batch_size": args.batch_size}
+    write_json(PROJECT_DIR / "outputs" / "benchmark_processes.json", {**about, "models": {str(args.model): found}})
+    return 0
+
+
 def get_args_parser() -> argparse.ArgumentParser:
     """The subcommands and their flags."""
-    parser = OneLineParser(description="What the page is held to, measured.")
+    parser = OneLineParser(description="What the page is held to, and what several processes gain, measured.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
     for function, what, flags in (
         (drawings, "test digits drawn large, through the API", {"count": (1000, "how many digits")}),
@@ -328,6 +369,16 @@ def get_args_parser() -> argparse.ArgumentParser:
             watched,
             "a training with and without a page that watches it",
             {"rounds": (3, "interleaved rounds"), "epochs": (1, "of each training")},
+        ),
+        (
+            processes,
+            "an epoch by one process, and by several under torchrun",
+            {
+                "processes": (2, "how many"),
+                "rounds": (5, "interleaved rounds"),
+                "model": (1, "which network"),
+                "batch_size": (512, "images a step, of all processes together"),
+            },
         ),
     ):
         command = commands.add_parser(function.__name__, help=what)
@@ -344,7 +395,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """The subcommand that the arguments name."""
-    check_at_least(args, count=1, rounds=1, epochs=1, seconds=3)
+    check_at_least(args, count=1, rounds=1, epochs=1, seconds=3, processes=2, batch_size=1)
     status: int = args.run(args)
     return status
 

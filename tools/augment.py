@@ -18,46 +18,26 @@ from pathlib import Path
 import imports
 from common.cli import OneLineParser, command
 from common.files import PROJECT_DIR, UsageError
-from image_data.policies import POLICIES, Policy, get_policy
-from tools.output import write_figure
+from image_data.policies import POLICIES, get_policy
+from tools.output import panels, write_figure
 
 TIMED_BATCHES, BATCH_SIZE = 50, 128
 
 
 def contact_sheet(originals: imports.torch.Tensor, drawn: Sequence[imports.torch.Tensor], title: str) -> imports.Figure:
-    """A row an image: the original, then its draws.
-
-    Args:
-        originals: grey levels 0-255 [N, 1, H, W].
-        drawn: each of the same shape.
-    """
-    figure = imports.Figure(figsize=(0.8 * (len(drawn) + 1), 0.8 * len(originals) + 0.7), layout="constrained")
-    panels = figure.subplots(len(originals), len(drawn) + 1, squeeze=False)
-    for column, images in enumerate([originals, *drawn]):
-        for panel, image in zip(panels[:, column], images, strict=True):
-            panel.imshow(image.squeeze(0), cmap="gray", vmin=0, vmax=255)
-            panel.set_axis_off()
-    panels[0, 0].set_title("original", fontsize=9)
+    """A row an image: the original, then its draws; all are grey levels 0-255 [N, 1, H, W]."""
+    columns, rows = len(drawn) + 1, len(originals)
+    figure, _ = panels(0.8 * columns, 0.8 * rows + 0.7, rows, columns)
+    for panel, image in zip(figure.axes, imports.torch.stack([originals, *drawn], dim=1).flatten(0, 1), strict=True):
+        panel.imshow(image.squeeze(0), cmap="gray", vmin=0, vmax=255)
+        panel.set_axis_off()
+    figure.axes[0].set_title("original", fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def images_per_second(policy: Policy, images: imports.torch.Tensor) -> tuple[float, float, float]:
-    """Median, minimum and maximum over batches of 128; ``images`` are float grey levels [N, 1, H, W]."""
-    from image_data.augmentation import augment
-    from tools.timing import seconds_of
-
-    rates = []
-    for _ in range(TIMED_BATCHES):
-        batch = images[imports.torch.randint(len(images), (BATCH_SIZE,))]
-        draws = imports.torch.rand(BATCH_SIZE, policy.draws)
-        rates.append(BATCH_SIZE / seconds_of(functools.partial(augment, batch, policy, draws)))
-    return statistics.median(rates), min(rates), max(rates)
-
-
 def show(args: argparse.Namespace) -> int:
-    for name, largest in (("digits", 100), ("draws", 100), ("strength", 10), ("seed", 2**63 - 1)):
-        smallest = 1 if name in ("digits", "draws") else 0
+    for name, smallest, largest in (("digits", 1, 100), ("draws", 1, 100), ("strength", 0, 10), ("seed", 0, 2**63 - 1)):
         if not smallest <= getattr(args, name) <= largest:
             raise UsageError(f"{name}: {getattr(args, name)} is not allowed; it must be from {smallest} to {largest}")
     try:
@@ -66,6 +46,7 @@ def show(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     from data_utils import load_images
     from image_data.augmentation import augment
+    from tools.timing import seconds_of
 
     images, labels = load_images(args.data_dir, train=True)
     # the first of each digit, then the second of each, as far as asked for
@@ -76,10 +57,14 @@ def show(args: argparse.Namespace) -> int:
     strength = "" if args.strength == 1 else f", strength {args.strength:g}"
     path = args.output_dir / "plots" / f"augment_{args.policy}.png"
     write_figure(path, contact_sheet(originals, drawn, f"--augment {args.policy}{strength}"), dpi=100)
-    rate, slowest, fastest = images_per_second(policy, images[:10_000].unsqueeze(1).float())
+    rates = []
+    for _ in range(TIMED_BATCHES):
+        batch = images[imports.torch.randint(len(images), (BATCH_SIZE,))].unsqueeze(1).float()
+        draws = imports.torch.rand(BATCH_SIZE, policy.draws)
+        rates.append(BATCH_SIZE / seconds_of(functools.partial(augment, batch, policy, draws)))
     print(
-        f"{args.policy}{strength}: {rate:,.0f} images/s ({slowest:,.0f}-{fastest:,.0f}), median of {TIMED_BATCHES}"
-        f" batches of {BATCH_SIZE} on {imports.torch.get_num_threads()} threads; {path}"
+        f"{args.policy}{strength}: {statistics.median(rates):,.0f} images/s ({min(rates):,.0f}-{max(rates):,.0f}),"
+        f" median of {TIMED_BATCHES} batches of {BATCH_SIZE} on {imports.torch.get_num_threads()} threads; {path}"
     )
     return 0
 

@@ -24,6 +24,28 @@ def write_figure(path: Path, figure: imports.Figure, dpi: int = 120) -> None:
         figure.savefig(file, format="png", dpi=dpi)
 
 
+def panels(
+    width: float, height: float, rows: int = 1, columns: int = 1, grid: Any = None, **options: Any
+) -> tuple[imports.Figure, Any]:
+    """A figure of so many inches and its axes, open at the top and the right, with lines along ``grid``: x, y or both.
+    The ``options`` are those of ``Figure.subplots``."""
+    figure = imports.Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, **options)
+    for panel in figure.axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        if grid is not None:
+            panel.grid(axis=grid, alpha=0.3)
+    return figure, axes
+
+
+def rendered(template: Path, **values: Any) -> str:
+    """The Jinja file ``template`` with ``values`` in it."""
+    from jinja2 import StrictUndefined, Template
+
+    escape, text = template.suffix == ".html", template.read_text(encoding="utf-8")
+    return str(Template(text, autoescape=escape, undefined=StrictUndefined, trim_blocks=True).render(values))
+
+
 def filled(template: Path, parts: Mapping[str, str]) -> str:
     """The HTML file ``template`` with each {name} in it replaced by that one of ``parts``."""
     return re.sub(r"\{(\w+)\}", lambda named: parts[named[1]], template.read_text(encoding="utf-8"))

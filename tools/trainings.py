@@ -25,16 +25,12 @@ from training.config import TrainConfig, fields_in
 from visualization import load_metrics_json
 
 
-class ProcessError(CommandError):
-    """A process that was started failed; one line says which and how."""
-
-
 def run_quietly(command: Sequence[str]) -> str:
-    """What ``command`` prints; a ProcessError if it fails."""
+    """What ``command`` prints; a CommandError if it fails."""
     done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True)
     if done.returncode:
         last_line = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise ProcessError(f"exit status {done.returncode} of {shlex.join(command)}: {last_line}")
+        raise CommandError(f"exit status {done.returncode} of {shlex.join(command)}: {last_line}")
     return done.stdout
 
 
@@ -60,15 +56,15 @@ def threads_each(jobs: int) -> int:
     return max(1, (os.cpu_count() or 1) // jobs)
 
 
-def train_in_a_process(config: TrainConfig, launcher: Sequence[str] = (sys.executable,)) -> float:
-    """Train by the command itself. Returns the seconds that all of it took; a ProcessError if it fails."""
+def train_in_a_process(config: TrainConfig) -> float:
+    """Train by the command itself. Returns the seconds that all of it took; a CommandError if it fails."""
     settings = asdict(config) | {"data_dir": str(config.data_root.resolve())}
     if config.output_dir is not None:  # the command runs in the project's folder
         settings["output_dir"] = str(Path(config.output_dir).resolve())
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder) / "run.toml"
         config_file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items() if v is not None))
-        command = [*launcher, str(PROJECT_DIR / "main.py"), "--config", str(config_file)]
+        command = [sys.executable, str(PROJECT_DIR / "main.py"), "--config", str(config_file)]
         return seconds_of(lambda: run_quietly(command))
 
 

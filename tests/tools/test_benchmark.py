@@ -10,6 +10,7 @@ import tools.benchmark.throughput
 import tools.timing
 from imports import nn, torch
 from models.blocks import ConvBlock
+from tests import measure
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark.accuracy import SeriesStore, accuracy_figure
 from tools.benchmark.throughput import settings_to_compare, work_of_an_image
@@ -111,11 +112,9 @@ def test_throughput(tiny, tmp_path, benchmarked, monkeypatch):
 
 
 @pytest.mark.long
-def test_throughput_of_processes(tiny, tmp_path, benchmarked):
-    flags = ["--models", 1, "--rounds", 1, "--batch_size", 60, "--processes", 2]
-    status, _, error = benchmarked("throughput", *flags, "--data_dir", tiny, "--output_dir", tmp_path)
-    assert status == 0, error
-    (result,) = json.loads((tmp_path / "outputs" / "benchmark_processes.json").read_text())["models"].values()
+def test_throughput_of_processes(tiny):
+    args = measure.get_args_parser().parse_args(["processes", "--rounds", "1", "--batch_size", "60"])
+    result = measure.rates_of_processes(args, str(tiny))
     (one,), (two,) = result["images_per_second"]["1"], result["images_per_second"]["2"]
     assert result["ratio"] == pytest.approx(two / one, abs=1e-3)
 
@@ -218,8 +217,6 @@ def test_accuracy_of_the_reference(tiny, tmp_path, benchmarked):
     [
         (["throughput", "--rounds", "0"], "rounds: 0 is not allowed"),
         (["throughput", "--models", "7"], "invalid choice: '7'"),
-        (["throughput", "--processes", "1"], "processes: 1 is not allowed; it must be at least 2"),
-        (["throughput", "--processes", "2", "--device", "cuda"], "processes: not allowed with --device cuda"),
         (["throughput", "--device", "cuda:99"], "device: 'cuda:99' is not on this machine"),
         (["accuracy", "--device", "cuda:99"], "device: 'cuda:99' is not on this machine"),
         (["accuracy", "--together", "2", "--jobs", "2"], "together: not allowed with --naive or --jobs"),
@@ -231,8 +228,17 @@ def test_accuracy_of_the_reference(tiny, tmp_path, benchmarked):
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):
+    refused(benchmark.main, arguments, message, capsys)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_processes_are_compared_from_two_on(count, capsys):
+    refused(measure.main, ["processes", "--processes", str(count)], f"processes: {count} is not allowed", capsys)
+
+
+def refused(main, arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
-        benchmark.main(arguments)
+        main(arguments)
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert message in error

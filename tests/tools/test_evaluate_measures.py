@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
 from data_utils import normalize
 from imports import F, nn, torch
@@ -86,14 +87,18 @@ def test_a_confidence_of_exactly_one_belongs_to_the_last_bin():
     assert (only["images"], only["correct"]) == (4, 3)
 
 
-def test_bins_and_calibration_error_agree():
+def test_bins_and_matrix_are_those_of_torchmetrics():
     generator = torch.Generator().manual_seed(0)
     log_probabilities = F.log_softmax(4 * torch.randn(5000, 10, generator=generator), dim=1)
     labels = torch.randint(10, (5000,), generator=generator)
-    bins = reliability_bins(log_probabilities, labels)
+    bins, predicted = reliability_bins(log_probabilities, labels), log_probabilities.argmax(1)
     assert sum(row["images"] for row in bins) == 5000
     gap = sum(row["images"] / 5000 * abs(row["accuracy"] - row["confidence"]) for row in bins)
-    assert expected_calibration_error(log_probabilities, labels) == pytest.approx(gap, abs=1e-3)
+    measured = expected_calibration_error(log_probabilities, labels)
+    assert measured == pytest.approx(gap)
+    reference = multiclass_calibration_error(log_probabilities.exp(), labels, 10, n_bins=15, norm="l1")
+    assert measured == pytest.approx(100 * float(reference), abs=1e-3)
+    assert torch.equal(confusion_matrix(predicted, labels), multiclass_confusion_matrix(predicted, labels, 10))
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.5])

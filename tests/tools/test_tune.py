@@ -21,6 +21,7 @@ from tools.intervals import mean_and_interval
 from tools.tune import __main__ as tune
 from tools.tune import space as tune_space
 from tools.tune import storage as tune_storage
+from tools.tune import workers as tune_workers
 from training.config import TrainConfig
 from visualization import load_metrics_json
 
@@ -100,7 +101,7 @@ def test_a_file_narrows_and_extends_and_flags_fix(tmp_path):
     assert space["amp"] == [False, True]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     base = {"scheduler": "step", "batch_size": 32, "pipeline": "tensor", **fixed}
-    chosen = [tune_space.suggest(study.ask(), space, base) for _ in range(50)]
+    chosen = [tune_workers.suggest(study.ask(), space, base) for _ in range(50)]
     assert all(set(one) | {"augment_strength"} == set(space) - {"lr"} for one in chosen)
     assert all(0.2 <= one["max_lr"] <= 1.0 for one in chosen)
     assert {one["amp"] for one in chosen} == {True, False}
@@ -112,12 +113,12 @@ def test_a_file_narrows_and_extends_and_flags_fix(tmp_path):
 def test_settings_without_effect_are_not_suggested():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     for _ in range(20):
-        chosen = tune_space.suggest(study.ask(), tune_space.SPACE, {"pipeline": "tensor"})
+        chosen = tune_workers.suggest(study.ask(), tune_space.SPACE, {"pipeline": "tensor"})
         of_onecycle = {"max_lr", "pct_start", "div_factor", "final_div_factor"}
         absent = {"lr"} if chosen["scheduler"] == "onecycle" else of_onecycle
         absent |= {"augment_strength"} if chosen["augment"] == "none" else set()
         assert set(chosen) == set(tune_space.SPACE) - absent
-        slow = tune_space.suggest(study.ask(), tune_space.SPACE, {"pipeline": "torchvision", "augment": "rotate"})
+        slow = tune_workers.suggest(study.ask(), tune_space.SPACE, {"pipeline": "torchvision", "augment": "rotate"})
         assert "augment" not in slow
         assert "augment_strength" in slow
 

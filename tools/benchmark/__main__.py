@@ -1,7 +1,6 @@
 """How fast a training step is, and how accurate a recipe is over seeds.
 
 python -m tools.benchmark throughput
-python -m tools.benchmark throughput --processes 2 --batch_size 512
 python -m tools.benchmark throughput --device cuda --images 25600 --rounds 3
 python -m tools.benchmark accuracy --model 1 --seeds 10 --scheduler onecycle --epochs 15
 python -m tools.benchmark accuracy --device cuda --together 10 --scheduler onecycle --epochs 15
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import OneLineParser, check_at_least, run_command
-from common.files import PROJECT_DIR, CommandError, UsageError
+from common.files import PROJECT_DIR, CommandError
 from tools.benchmark.accuracy import accuracy
 from tools.benchmark.throughput import throughput
 from tools.trainings import stopping_on_sigterm
@@ -30,7 +29,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     speed.add_argument("--batch_size", type=int, default=128)
     speed.add_argument("--rounds", type=int, default=7, help="interleaved rounds (7)")
     speed.add_argument("--images", type=int, default=5120, help="images a round and setting (5120)")
-    speed.add_argument("--processes", type=int, default=0, help="instead: 1 process against this many under torchrun")
     speed.add_argument("--device", default="cpu", help="cpu, or a GPU: cuda or cuda:N (cpu)")
     speed.add_argument("--data_dir", type=Path, default=PROJECT_DIR / "data")
 
@@ -57,10 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     check_at_least(args, rounds=1, images=1, batch_size=1, seeds=1, jobs=1, together=1)
     if args.command == "throughput":
-        if args.processes < 0 or args.processes == 1:
-            raise UsageError(f"processes: {args.processes} is not allowed; it must be at least 2")
-        if args.processes and args.device != "cpu":
-            raise UsageError(f"processes: not allowed with --device {args.device}; they are compared on the CPU")
         return throughput(args)
     args.config = getattr(args, "config", None)
     return accuracy(args, given_settings(args))

@@ -16,7 +16,7 @@ from common.files import UsageError
 from image_data.facts import MNIST, facts_of
 from imports import Figure, FileLock
 from tools.intervals import mean_and_interval
-from tools.output import write_figure, write_json
+from tools.output import panels, write_figure, write_json
 from tools.timing import seconds_of
 from tools.trainings import run_quietly, threads_each, train_in_a_process
 from training.config import TrainConfig, fields_in
@@ -71,7 +71,13 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
     groups = [missing[start : start + args.together] for start in range(0, len(missing), args.together)]
     with ThreadPoolExecutor(args.jobs) as pool:  # what is trained here is so by the main thread, which signals stop
         list(map(run, groups) if args.together > 1 else pool.map(run, groups))
-    print_series(store.label, [store.runs[seed] for seed in seeds])
+    runs = [store.runs[seed] for seed in seeds]
+    mean, deviation, half = mean_and_interval([run["accuracy"] for run in runs])
+    seconds = [run["seconds"] for run in runs]
+    print(
+        f"{store.label}: {mean:.3f} % +- {half:.3f} (95 % interval), standard deviation {deviation:.3f},"
+        f" n = {len(runs)}; training median {statistics.median(seconds):.1f} s ({min(seconds):.1f}-{max(seconds):.1f})"
+    )
     write_figure(args.results / "plots" / "benchmark_accuracy.png", accuracy_figure(store.all_series))
     return 0
 
@@ -83,45 +89,33 @@ class SeriesStore:
     """
 
     def __init__(self, path: Path, recipe: dict[str, Any], label: str | None) -> None:
-        self.path, self.recipe = path, recipe
+        self.path, self.recipe, self.label = path, recipe, label or ""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        self.alone = FileLock(path.with_name(f".{path.name}.lock"))  # keeps other processes and other threads out
+        with self.alone:
             self._read()
-            self.entry["label"] = label or self.entry.get("label") or _describe(recipe)
-
-    def _alone(self) -> FileLock:
-        """Keeps other processes out, and other threads, which have a lock of their own."""
-        return FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def _read(self) -> None:
         self.all_series: list[dict[str, Any]] = []
         if self.path.exists():
             self.all_series = json.loads(self.path.read_text(encoding="utf-8"))
-        found = [entry for entry in self.all_series if entry["recipe"] == self.recipe]
-        self.entry: dict[str, Any] = found[0] if found else {"label": None, "recipe": self.recipe, "runs": {}}
-        if not found:
-            self.all_series.append(self.entry)
-
-    @property
-    def label(self) -> str:
-        return str(self.entry["label"])
+        entry = next((entry for entry in self.all_series if entry["recipe"] == self.recipe), None)
+        if entry is None:
+            words = [f"model {self.recipe['model']}", *(f"{k} {v}" for k, v in self.recipe.items() if k != "model")]
+            entry = {"label": ", ".join(words), "recipe": self.recipe, "runs": {}}
+            self.all_series.append(entry)
+        self.label = entry["label"] = self.label or entry["label"]
+        self.by_seed = entry["runs"]
 
     @property
     def runs(self) -> dict[int, dict[str, Any]]:
-        return {int(seed): run for seed, run in self.entry["runs"].items()}
+        return {int(seed): run for seed, run in self.by_seed.items()}
 
     def add(self, seed: int, run: dict[str, Any]) -> None:
-        with self._alone():
-            label = self.label
+        with self.alone:
             self._read()
-            self.entry["label"] = label
-            self.entry["runs"][str(seed)] = run
+            self.by_seed[str(seed)] = run
             write_json(self.path, self.all_series)
-
-
-def _describe(recipe: dict[str, Any]) -> str:
-    changed = [f"{key} {value}" for key, value in recipe.items() if key != "model"]
-    return ", ".join([f"model {recipe['model']}", *changed])
 
 
 def _train(configs: Sequence[TrainConfig], keep: str | None, folder: Path) -> list[dict[str, Any]]:
@@ -145,21 +139,11 @@ def _train(configs: Sequence[TrainConfig], keep: str | None, folder: Path) -> li
 
 
 def _run_naive(config: TrainConfig, seed: int, threads: int) -> dict[str, float]:
-    settings = {key: getattr(config, key) for key in KNOWN_TO_NAIVE}
+    settings = {key: getattr(config, key) for key in (*KNOWN_TO_NAIVE, "device")}
     settings |= {"seed": seed, "threads": threads, "data_dir": config.data_folder.resolve()}
-    settings["device"] = config.device
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     result: dict[str, float] = json.loads(run_quietly([sys.executable, "-m", "tools.naive", *flags]))
     return result
-
-
-def print_series(label: str, runs: Sequence[dict[str, float]]) -> None:
-    mean, deviation, half = mean_and_interval([run["accuracy"] for run in runs])
-    seconds = [run["seconds"] for run in runs]
-    print(
-        f"{label}: {mean:.3f} % +- {half:.3f} (95 % interval), standard deviation {deviation:.3f}, n = {len(runs)};"
-        f" training median {statistics.median(seconds):.1f} s ({min(seconds):.1f}-{max(seconds):.1f})"
-    )
 
 
 def accuracy_figure(all_series: Sequence[dict[str, Any]]) -> Figure:
@@ -168,19 +152,16 @@ def accuracy_figure(all_series: Sequence[dict[str, Any]]) -> Figure:
     The bar is left out below three runs: that of two is wider than all the others together.
     """
     series = sorted((entry for entry in all_series if entry["runs"]), key=lambda entry: str(entry["label"]))
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(series)), layout="constrained")
-    axes = figure.subplots()
+    (figure, axes), labels = panels(9, 1.2 + 0.45 * len(series), grid="x"), []
     for row, entry in enumerate(series):
         values = [run["accuracy"] for run in entry["runs"].values()]
         axes.plot(values, [row] * len(values), "o", color="#4292c6", alpha=0.5, markersize=6)
         mean, _, half = mean_and_interval(values)
         if len(values) > 2:
             axes.errorbar(mean, row, xerr=half, fmt="|", color="#08306b", markersize=16, capsize=4)
-    held_out = [", held-out images" if entry["recipe"].get("val_split") else "" for entry in series]
-    labels = [f"{entry['label']}{on} (n={len(entry['runs'])})" for entry, on in zip(series, held_out, strict=True)]
+        held_out = ", held-out images" if entry["recipe"].get("val_split") else ""
+        labels.append(f"{entry['label']}{held_out} (n={len(values)})")
     axes.set_yticks(range(len(series)), labels)
     axes.set_ylim(len(series) - 0.4, -0.6)
     axes.set_xlabel("accuracy at the last epoch [%]: each seed, the mean and its 95 % interval")
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -13,7 +13,6 @@ import argparse
 import itertools
 import math
 import multiprocessing
-import statistics
 import sys
 import tempfile
 import time
@@ -21,23 +20,25 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.cli import silent
+from common.files import CommandError
 from data_utils import load_images
 from image_data.fetch import ensure_mnist
 from imports import Figure, torch
 from model_strategy import get_strategy
 from models.receptive_field import receptive_fields
 from tools.naive import NaiveTraining
-from tools.output import write_figure, write_json
+from tools.output import panels, rendered, write_figure, write_json
 from tools.timing import copied_bytes, matrix_flops, synchronize
-from tools.trainings import ProcessError, train_in_a_process
 from training.config import TrainConfig
 from training.machine import environment, has_bfloat16, resolve_device
 from training.setup import prepare_run
 from training.step import train_one_epoch
-from visualization import load_metrics_json
 
 BEST_BATCH = 512  # images a step at which the cores do the most
 
@@ -75,16 +76,14 @@ def throughput(args: argparse.Namespace) -> int:
     """The subcommand: time, print a table, write the JSON and the chart."""
     device = resolve_device(args.device)
     ensure_mnist(args.data_dir)
-    if args.processes:
-        return throughput_of_processes(args)
     results: dict[str, Any] = {"environment": environment(device), "rounds": args.rounds, "models": {}}
     for model in args.models:
         try:
             rows = time_settings(model, settings_to_compare(args.batch_size, device), args)
         except BrokenProcessPool:
-            raise ProcessError(f"a process that trained model {model} ended early") from None
+            raise CommandError(f"a process that trained model {model} ended early") from None
         results["models"][model] = rows
-        print_throughput(model, rows)
+        print(rendered(Path(__file__).with_suffix(".txt"), model=model, rows=rows), end="")
     name = "benchmark_throughput" if device.type == "cpu" else f"benchmark_throughput_{device.type}"
     write_json(args.results / "outputs" / f"{name}.json", results)
     write_figure(args.results / "plots" / f"{name}.png", throughput_figure(results))
@@ -105,28 +104,26 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
     begun = (model, str(args.data_dir), args.device)
     first_batches = [pool.submit(_begin, which, *begun).result() for which, pool in zip(settings, pools, strict=True)]
     image_flops, image_bytes = work_of_an_image(model)
-    rates: dict[str, list[float]] = {setting.label: [] for setting in settings}
-    bounds: list[float] = []
-    memory_bounds: list[float] = []
+    rounds = []  # images/s: of every setting, and of the two bounds
     for _ in range(args.rounds):
-        for setting, pool in zip(settings, pools, strict=True):
-            rates[setting.label].append(pool.submit(_rate, args.images, setting.batch_size).result())
-        bounds.append(matrix_flops(device) / image_flops)
-        memory_bounds.append(copied_bytes(device) / image_bytes)
+        work = zip(settings, pools, strict=True)
+        rates = [pool.submit(_rate, args.images, setting.batch_size).result() for setting, pool in work]
+        rounds.append([*rates, matrix_flops(device) / image_flops, copied_bytes(device) / image_bytes])
+    *all_rates, bounds, memory_bounds = np.array(rounds).T
     rows = []
-    for setting, pool, first_batch in zip(settings, pools, first_batches, strict=True):
-        mine = rates[setting.label]
-        median = statistics.median(mine)
+    for setting, pool, first_batch, mine in zip(settings, pools, first_batches, all_rates, strict=True):
+        median = float(np.median(mine))
+        ratio, share, memory_share = (float(np.median(mine / other)) for other in (all_rates[0], bounds, memory_bounds))
         rows.append(
             {
                 **asdict(setting),
                 "first_batch_seconds": round(first_batch, 3),
-                "images_per_second": [round(rate, 1) for rate in mine],
+                "images_per_second": mine.round(1).tolist(),
                 "median": round(median, 1),
                 "epoch_seconds": round(epoch_images / median, 4),
-                "ratio": round(_median_ratio(mine, rates[settings[0].label]), 3),
-                "share_of_bound": round(_median_ratio(mine, bounds), 4),
-                "share_of_memory_bound": round(_median_ratio(mine, memory_bounds), 4),
+                "ratio": round(ratio, 3),
+                "share_of_bound": round(share, 4),
+                "share_of_memory_bound": round(memory_share, 4),
                 "peak_mib": pool.submit(_peak_mib).result(),
             }
         )
@@ -134,21 +131,16 @@ def time_settings(model: str, settings: Sequence[Setting], args: argparse.Namesp
     return rows
 
 
-def _median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(these, those, strict=True))
-
-
 _under_way: dict[str, Any] = {}  # in a process of one setting: its training, its device, its folder
 
 
 def _begin(setting: Setting, model: str, data_dir: str, device_name: str) -> float:
     """Make the training that ``setting`` says. Returns the seconds to the end of its first batch."""
-    began, device = time.perf_counter(), resolve_device(device_name)
-    folder = tempfile.TemporaryDirectory()
+    began, folder = time.perf_counter(), tempfile.TemporaryDirectory()
     settings = {key: value for key, value in asdict(setting).items() if key not in ("label", "naive")}
     settings |= {"device": device_name, "data_dir": data_dir, "output_dir": folder.name}
     config = TrainConfig(model=model, scheduler="onecycle", epochs=1000, **settings)
-    train = _naive_training(config) if setting.naive else _training(config)
+    train, device = (_naive_training if setting.naive else _training)(config), resolve_device(device_name)
     _under_way.update(train=train, device=device, folder=folder)
     train(1)
     synchronize(device)
@@ -206,23 +198,9 @@ def work_of_an_image(model: str) -> tuple[int, int]:
     return 3 * 2 * multiply_adds, 5 * 4 * sum(math.prod(row.output) for row in rows)
 
 
-def print_throughput(model: str, rows: Sequence[dict[str, Any]]) -> None:
-    print(f"\nmodel {model}: images/s, medians of {len(rows[0]['images_per_second'])} interleaved rounds")
-    columns = f"{'setting':<16} {'batch':>5} {'first s':>7} {'epoch s':>8} {'images/s':>9} {'min-max':>17} {'ratio':>6}"
-    print(f"{columns} {'of FLOP/s':>9} {'of bytes/s':>10} {'peak MiB':>8}")
-    for row in rows:
-        rates = row["images_per_second"]
-        print(
-            f"{row['label']:<16} {row['batch_size']:>5} {row['first_batch_seconds']:>7.1f} {row['epoch_seconds']:>8.3f}"
-            f" {row['median']:>9,.0f} {min(rates):>9,.0f}-{max(rates):<7,.0f} {row['ratio']:>6.2f}"
-            f" {row['share_of_bound']:>9.1%} {row['share_of_memory_bound']:>10.1%} {row['peak_mib'] or '-':>8}"
-        )
-
-
 def throughput_figure(results: dict[str, Any]) -> Figure:
     """Bars: images/s of each setting, a group a model."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = panels(9, 4.2)
     labels = [row["label"] for row in next(iter(results["models"].values()))]
     # grey, in float32 blue, in bfloat16 orange, without a graph green
     colors = ["#bdbdbd", "#9ecae1", "#4292c6", "#08519c", "#e6550d", "#31a354"]
@@ -230,11 +208,8 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     for number, (label, color) in enumerate(zip(labels, colors, strict=False)):
         rows = [rows[number] for rows in results["models"].values()]
         places = [group + (number - (len(labels) - 1) / 2) * width for group in range(len(rows))]
-        medians = [row["median"] for row in rows]
-        spread = [
-            [row["median"] - min(row["images_per_second"]) for row in rows],
-            [max(row["images_per_second"]) - row["median"] for row in rows],
-        ]
+        rates, medians = (np.array([row[key] for row in rows]) for key in ("images_per_second", "median"))
+        spread = [medians - rates.min(1), rates.max(1) - medians]
         bars = axes.bar(places, medians, width=0.95 * width, color=color, label=label, yerr=spread, ecolor="#555555")
         ratios = [f"{row['ratio']:.1f}x" if number else "" for row in rows]
         axes.bar_label(bars, ratios, fontsize=9, padding=2)
@@ -245,37 +220,4 @@ def throughput_figure(results: dict[str, Any]) -> Figure:
     axes.set_title(f"Training throughput on {device}, torch {here['torch']}: median, min to max")
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=5, fontsize=9)
     axes.margins(y=0.1)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def throughput_of_processes(args: argparse.Namespace) -> int:
-    """``--processes N``: whole epochs of the command, by one process of one thread and by N of them, in turns."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}"]
-    launchers = {"1": [sys.executable], str(args.processes): torchrun}
-    models: dict[str, Any] = {}
-    for model in args.models:
-        rates: dict[str, list[float]] = {count: [] for count in launchers}
-        for _ in range(args.rounds):
-            for count, launcher in launchers.items():
-                rates[count].append(_epoch_rate(launcher, model, args))
-        one, many = rates.values()
-        ratio = statistics.median(b / a for a, b in zip(one, many, strict=True))
-        models[model] = {"images_per_second": rates, "ratio": round(ratio, 3)}
-        print(
-            f"model {model}, batch {args.batch_size}, one thread a process, {args.rounds} interleaved rounds:"
-            f" 1 process {statistics.median(one):,.0f}, {args.processes} processes {statistics.median(many):,.0f}"
-            f" images/s, ratio {ratio:.2f}"
-        )
-    results = {"environment": environment(torch.device("cpu")), "batch_size": args.batch_size, "models": models}
-    write_json(args.results / "outputs" / "benchmark_processes.json", results)
-    return 0
-
-
-def _epoch_rate(launcher: Sequence[str], model: str, args: argparse.Namespace) -> float:
-    recipe: dict[str, Any] = {"model": model, "scheduler": "onecycle", "epochs": 1, "batch_size": args.batch_size}
-    with tempfile.TemporaryDirectory() as output_dir:
-        recipe |= {"device": "cpu", "threads": 1, "data_dir": str(args.data_dir), "output_dir": output_dir}
-        train_in_a_process(TrainConfig(**recipe), launcher)
-        metrics = load_metrics_json(f"mnist_model_{model}", output_dir)
-    return float(metrics["train_images"] / metrics["epoch_seconds"][0])

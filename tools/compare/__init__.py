@@ -1,5 +1,1 @@
-"""The runs beside each other: ``python -m tools.compare``.
-
-comparer.py   the comparison, as data
-page.py       the comparison as a table, and as one HTML file
-"""
+"""The runs beside each other: ``python -m tools.compare``."""

@@ -35,7 +35,8 @@ def compare_and_write(args: argparse.Namespace) -> int:
         RunFiles(name)  # checks the names before torch is loaded
     from imports import torch
     from tools.compare.comparer import Comparer
-    from tools.compare.page import comparison_html, print_table
+    from tools.compare.page import comparison_html
+    from tools.output import rendered
 
     torch.set_num_threads(1)  # one image is too little work to share
     comparison = Comparer(args.output_dir, args.data_dir).compare(args.names or None)
@@ -43,7 +44,8 @@ def compare_and_write(args: argparse.Namespace) -> int:
         print(f"Note: left out: {problem}", file=sys.stderr)
     if not comparison.rows:
         raise UsageError(f"there is no run under {path.parent}; train one: python main.py")
-    print_table([row for row in comparison.rows if row.name in comparison.chosen])
+    rows = [row for row in comparison.rows if row.name in comparison.chosen]
+    print(rendered(Path(__file__).with_name("table.txt"), rows=rows), end="")
     with atomic_write(path) as file:
         file.write(comparison_html(comparison).encode())
     print(f"written to {path}")

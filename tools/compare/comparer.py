@@ -28,6 +28,9 @@ MNIST_TRAIN_IMAGES = 60_000
 EXPORTED = {"file": str, "precision": str, "bytes": int, "accuracy": float}  # what is shown of a file
 STALE_POINTS = 0.015  # an evaluation whose accuracy is further from the run's is of other weights
 
+Folder = str | None
+Details = dict[str, dict[str, Any]]  # by the run's name
+
 
 @dataclass(frozen=True)
 class RunRow:
@@ -63,7 +66,7 @@ class Comparison:
     chosen: list[str]
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     batches: dict[str, int] = field(default_factory=dict)  # an epoch
-    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluations: Details = field(default_factory=dict)
     exports: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     disagreements: list[dict[str, Any]] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
@@ -75,9 +78,7 @@ class Comparison:
 class Comparer:
     """Compares the runs under ``output_dir``; keeps what it read and measured while the files stay as they are."""
 
-    def __init__(
-        self, output_dir: str | None = None, data_dir: str | None = None, networks: Networks | None = None
-    ) -> None:
+    def __init__(self, output_dir: Folder = None, data_dir: Folder = None, networks: Networks | None = None) -> None:
         self.output_dir, self.data_dir = output_dir, data_dir
         self.networks = networks or Networks(output_dir, log=silent)
 
@@ -100,13 +101,12 @@ class Comparer:
             raise UsageError(f"there is no run {', '.join(unknown)}; there are {', '.join(known) or 'none'}")
         chosen = [name for name in known if names is None or name in names]
         comparison = Comparison(rows=rows, chosen=chosen, problems=problems)
-        of_data: dict[str, dict[str, dict[str, Any]]] = {}  # networks can disagree on the same images alone
         for row in rows:
             if row.name in chosen:
                 self._add_details(comparison, row, facts[row.name])
-            if row.name in comparison.evaluations:
-                of_same = of_data.setdefault(DataSet.of(facts[row.name]).sha256, {})
-                of_same[row.name] = comparison.evaluations[row.name]
+        of_data: dict[str, Details] = {}  # networks can disagree on the same images alone
+        for name, evaluation in comparison.evaluations.items():
+            of_data.setdefault(DataSet.of(facts[name]).sha256, {})[name] = evaluation
         if not any(row.kind == "ensemble" for row in rows):
             self._add_missing(comparison, "an ensemble of the networks", ENSEMBLE_COMMAND)
         for evaluations in of_data.values():
@@ -147,10 +147,7 @@ class Comparer:
                 comparison.curves[row.name] = {key: facts[key] for key in CURVES}
             except (KeyError, TypeError, ValueError, ArithmeticError) as error:
                 comparison.problems.append(f"the metrics of {row.name} are not as the schema says: {error!r}")
-        for tool, what, add in (
-            ("evaluate", "evaluation", self._add_evaluation),
-            ("export", "export", self._add_export),
-        ):
+        for tool, what, add in (("evaluate", "evaluation", _add_evaluation), ("export", "export", _add_export)):
             path = RunFiles(row.name, self.output_dir).metrics.with_name(f"{row.name}_{what}.json")
             try:
                 add(comparison, row, json.loads(path.read_text(encoding="utf-8")))
@@ -165,33 +162,7 @@ class Comparer:
         place = "" if self.output_dir is None else f" --output_dir {self.output_dir}"
         comparison.missing.append({"what": what, "command": command + place})
 
-    def _add_evaluation(self, comparison: Comparison, row: RunRow, found: dict[str, Any]) -> None:
-        confusion = [[int(count) for count in line] for line in found["confusion"]]
-        if [len(line) for line in confusion] != [10] * 10:
-            raise ValueError("the confusion matrix is not 10 x 10")
-        classes = [str(name) for name in found.get("classes", MNIST.classes)]
-        comparison.evaluations[row.name] = {
-            "accuracy": float(found["accuracy"]),
-            "accuracy_interval": [float(end) for end in found["accuracy_interval"]],
-            "classes": classes,
-            "confusion": [line[: len(classes)] for line in confusion[: len(classes)]],
-            "recall": [float(entry["recall"]) for entry in found["per_class"]][: len(classes)],
-            "mistakes": {
-                int(entry["index"]): (int(entry["true"]), int(entry["predicted"])) for entry in found["mistakes"]
-            },
-            # weights that were trained anew since have another accuracy, but for a lucky hit
-            "stale": row.accuracy is not None and abs(float(found["accuracy"]) - row.accuracy) > STALE_POINTS,
-        }
-
-    def _add_export(self, comparison: Comparison, row: RunRow, found: dict[str, Any]) -> None:
-        comparison.exports[row.name] = [
-            {key: kind(entry[key]) for key, kind in EXPORTED.items()} | {"latency_ms": float(entry["latency_ms"]["1"])}
-            for entry in found["files"]
-        ]
-
-    def _disagreements(
-        self, evaluations: dict[str, dict[str, Any]], facts: dict[str, dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+    def _disagreements(self, evaluations: Details, facts: Details) -> list[dict[str, Any]]:
         """The test images that some networks get right and others wrong, or wrong in different ways."""
         mistakes = {name: evaluation.pop("mistakes") for name, evaluation in evaluations.items()}
         labels = {index: label for wrong in mistakes.values() for index, (label, _) in wrong.items()}
@@ -210,7 +181,7 @@ class Comparer:
                 entry["pixels"] = base64.b64encode(digits[0][entry["index"]].tobytes()).decode()
         return found
 
-    def _test_images(self, name: str, facts: dict[str, dict[str, Any]]) -> Any:
+    def _test_images(self, name: str, facts: Details) -> Any:
         """As ``mnist_test_digits``, of what ``name`` was trained on; None if those are gone."""
         folder, data = self.data_dir, DataSet.of(facts[name])
         of_run = facts.get(facts[name].get("members", [name])[0])
@@ -219,6 +190,30 @@ class Comparer:
             if not is_there(folder) or facts_of(Path(folder)).sha256 != data.sha256:
                 return None
         return mnist_test_digits(folder)
+
+
+def _add_evaluation(comparison: Comparison, row: RunRow, found: dict[str, Any]) -> None:
+    confusion = [[int(count) for count in line] for line in found["confusion"]]
+    if [len(line) for line in confusion] != [10] * 10:
+        raise ValueError("the confusion matrix is not 10 x 10")
+    classes = [str(name) for name in found.get("classes", MNIST.classes)]
+    comparison.evaluations[row.name] = {
+        "accuracy": float(found["accuracy"]),
+        "accuracy_interval": [float(end) for end in found["accuracy_interval"]],
+        "classes": classes,
+        "confusion": [line[: len(classes)] for line in confusion[: len(classes)]],
+        "recall": [float(entry["recall"]) for entry in found["per_class"]][: len(classes)],
+        "mistakes": {int(entry["index"]): (int(entry["true"]), int(entry["predicted"])) for entry in found["mistakes"]},
+        # weights that were trained anew since have another accuracy, but for a lucky hit
+        "stale": row.accuracy is not None and abs(float(found["accuracy"]) - row.accuracy) > STALE_POINTS,
+    }
+
+
+def _add_export(comparison: Comparison, row: RunRow, found: dict[str, Any]) -> None:
+    comparison.exports[row.name] = [
+        {key: kind(entry[key]) for key, kind in EXPORTED.items()} | {"latency_ms": float(entry["latency_ms"]["1"])}
+        for entry in found["files"]
+    ]
 
 
 def train_images(metrics: Metrics) -> int:

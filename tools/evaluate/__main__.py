@@ -7,14 +7,10 @@ python -m tools.evaluate --ensemble ensemble
 import argparse
 import functools
 import sys
-from typing import TYPE_CHECKING
 
 from common.cli import OneLineParser, command, shown_path
 from common.files import UsageError
 from training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from tools.networks import Network
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -32,71 +28,49 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load(config: TrainConfig, ensemble: bool) -> "Network":
-    """The network to measure; a UsageError if there is none of this name, or if it is not finished."""
-    from tools.networks import load_network
-
-    try:
-        network = load_network(config.run_name, config.output_dir, "ensemble" if ensemble else "network")
-    except UsageError as error:
-        raise UsageError(f"{'ensemble' if ensemble else 'name'}: {error}") from None
-    if not ensemble and network.facts["status"] != "finished":
-        raise UsageError(
-            f"name: {config.run_name} is not finished; its metrics say that it is {network.facts['status']}"
-        )
-    return network
-
-
 def run(args: argparse.Namespace) -> int:
     settings = vars(args)
-    ensemble = "ensemble" in settings
-    if ensemble:
-        settings["name"] = settings.pop("ensemble")
+    flag, kind = ("ensemble", "ensemble") if "ensemble" in settings else ("name", "network")
+    settings["name"] = settings.pop(flag, None)
     config = TrainConfig(**settings)
     from data_utils import split_indices
-    from imports import nn
-    from tools.networks import OnOwnData, images_of
-    from tools.voting import Ensemble
+    from tools.networks import images_of, load_network
     from training.machine import resolve_device
-    from training.native import with_kernels
     from training.setup import prepare_machine
 
     device = resolve_device(config.device)
-    network = load(config, ensemble)
-    model, of_run = network.model.to(device), {} if ensemble else network.facts["config"]
+    try:
+        network = load_network(config.run_name, config.output_dir, kind)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from None
+    status = network.facts.get("status", "finished")  # an ensemble has none
+    if status != "finished":
+        raise UsageError(f"name: {config.run_name} is not finished; its metrics say that it is {status}")
     prepare_machine(config, device, print)
-    if device.type == "cpu":
-        log = functools.cache(print)  # what is said of one member is not said of the next
-
-        def fast(part: nn.Module) -> nn.Module:
-            if not isinstance(part, OnOwnData | Ensemble | nn.ModuleList):
-                return with_kernels(part, log)
-            for name, inner in part.named_children():
-                setattr(part, name, fast(inner))
-            return part
-
-        model = fast(model)
+    model = network.model.to(device)
 
     from common.results import save_json
     from tools.evaluate.figures import all_figures
-    from tools.evaluate.measures import evaluate_network, print_evaluation
+    from tools.evaluate.measures import evaluate_network, print_evaluation, with_fast_parts
     from tools.output import write_figure
 
+    if device.type == "cpu":
+        model = with_fast_parts(model, functools.cache(print))  # what is said of one member is not said of the next
     files = config.files
     files.make_folders()
     place = config.output_dir, None if config.data_dir is None else config.data_root
     test = images_of(network, False, *place)
     held_out = None
-    if val_split := of_run.get("val_split"):
+    if val_split := network.facts.get("config", {}).get("val_split"):
         images, labels = images_of(network, True, *place)
         chosen = split_indices(labels, val_split)[1]
         held_out = images[chosen], labels[chosen]
     evaluation = evaluate_network(config.run_name, model, test, held_out, device, network.data.classes)
-    if ensemble:  # fitted when it was made, and a part of what it says
+    if kind == "ensemble":  # fitted when it was made, and a part of what it says
         evaluation["calibration"]["temperature"] = float(network.facts["temperature"])
     print_evaluation(evaluation)
     written = [save_json(evaluation, files.metrics.with_name(f"{files.name}_evaluation.json"))]
-    for what, figure in all_figures(evaluation, model, *test, device).items():
+    for what, figure in all_figures(evaluation, model, test).items():
         written.append(files.plot.with_name(f"{files.name}_{what}.png"))
         write_figure(written[-1], figure, dpi=90)
     for path in written:

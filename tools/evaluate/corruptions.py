@@ -26,40 +26,33 @@ FOG_MAP = 256  # pixels; the side of the clouds that a window of 28 x 28 is cut 
 FOG_MAPS = 64  # different ones
 MUD = 63 / 255  # grey level of spatter
 SPOT = 2.0  # pixels; the standard deviation of the blur that makes spots of mud
+FROM_SIDE = torch.arange(SIZE).minimum(torch.arange(SIZE).flip(0))  # pixels from the nearer side
 LINE_WIDTH = 2.3  # pixels either way within which a line fades to nothing
 
-STILL = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}  # what moves nothing
-
 Images = torch.Tensor  # float [N, 1, 28, 28], from 0 (black) to 1
+Apply = Callable[[Images, Any, torch.Generator], Images]  # images, a strength, draws -> spoilt ones
 
 
 @dataclass(frozen=True)
 class Corruption:
     """One way to spoil images: ``apply(images, strengths[strength - 1], generator)``."""
 
-    apply: Callable[[Images, Any, torch.Generator], Images]
+    apply: Apply
     strengths: list[Any]
     meaning: str  # of a strength's value
     source: str = "MNIST-C"
 
 
 def corrupt(images: torch.Tensor, name: str, strength: int, seed: int = SEED) -> torch.Tensor:
-    """Spoil grey levels uint8 [N, 28, 28]; the same seed gives the same images, and the strengths share their draws.
+    """Spoil grey levels uint8 [N, 28, 28] by one of CORRUPTIONS at a strength of 1 to 5.
 
-    Args:
-        name: one of CORRUPTIONS.
-        strength: 1 to 5.
+    The same seed gives the same images, and the strengths share their draws.
     """
     corruption = CORRUPTIONS[name]
     generator = torch.Generator().manual_seed(seed)
     clean = images.unsqueeze(1).float() / 255
     spoilt = corruption.apply(clean, corruption.strengths[strength - 1], generator)
     return spoilt.clamp(0, 1).mul(255).round().to(torch.uint8).squeeze(1)
-
-
-def shot_noise(images: Images, photons: float, generator: torch.Generator) -> Images:
-    """Each pixel counts photons, which arrive at random."""
-    return torch.poisson(images * photons, generator) / photons
 
 
 def impulse_noise(images: Images, share: float, generator: torch.Generator) -> Images:
@@ -79,10 +72,9 @@ def glass_blur(images: Images, values: tuple[float, int, int], generator: torch.
     """Through frosted glass: blurred, pixels swapped with neighbours, blurred again."""
     sigma, distance, rounds = values
     pixels = gaussian_blur(images, sigma, generator).flatten(1).t().contiguous()  # [784, N]: a row a pixel
-    n = len(images)
+    shape = (SIZE, len(images))
     for _ in range(rounds):
         for row in range(SIZE - distance, distance, -1):
-            shape = (SIZE, n)
             swapped = torch.rand(shape, generator=generator) < 0.5
             down, right = (torch.randint(-distance, distance, shape, generator=generator) for _ in range(2))
             for column in range(SIZE - distance, distance, -1):
@@ -101,54 +93,13 @@ def motion_blur(images: Images, values: tuple[int, float], generator: torch.Gene
     """
     reach, sigma = values
     angles = (torch.rand(len(images), generator=generator) * 2 - 1) * (math.pi / 4)
-    unit = torch.eye(2, 3).repeat(len(images), 1, 1)
-    smeared, weights = torch.zeros_like(images), 0.0
-    for step in range(2 * reach + 1):
-        weight = math.exp(-(step**2) / (2 * sigma**2))
-        unit[:, 0, 2], unit[:, 1, 2] = angles.cos() * (2 * step / SIZE), angles.sin() * (2 * step / SIZE)
+    unit, smeared = torch.eye(2, 3).repeat(len(images), 1, 1), torch.zeros_like(images)
+    weights = [math.exp(-(step**2) / (2 * sigma**2)) for step in range(2 * reach + 1)]
+    for step, weight in enumerate(weights):
+        unit[:, :, 2] = torch.stack([angles.cos(), angles.sin()], 1) * (2 * step / SIZE)
         grid = F.affine_grid(unit, list(images.shape), align_corners=False)
         smeared += weight * F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-        weights += weight
-    return smeared / weights
-
-
-def _affine(images: Images, **changed: Any) -> Images:
-    """About the centre, bilinear, black from outside; angles in degrees."""
-    moved: Images = v2.functional.affine(images, **STILL | changed, interpolation=v2.InterpolationMode.BILINEAR)
-    return moved
-
-
-def _either_way(images: Images, generator: torch.Generator, move: Callable[[int], dict[str, Any]]) -> Images:
-    forward = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    return torch.where(forward, _affine(images, **move(1)), _affine(images, **move(-1)))
-
-
-def shear(images: Images, factor: float, generator: torch.Generator) -> Images:
-    """Slanted: every row a part of a pixel further than the one below."""
-    degrees = math.degrees(math.atan(factor))
-    return _either_way(images, generator, lambda sign: {"shear": [sign * degrees, 0.0]})
-
-
-def rotate(images: Images, radians: float, generator: torch.Generator) -> Images:
-    """Turned."""
-    degrees = math.degrees(radians)
-    return _either_way(images, generator, lambda sign: {"angle": sign * degrees})
-
-
-def translate(images: Images, pixels: int, generator: torch.Generator) -> Images:
-    """Off the centre, along a diagonal."""
-    images = _either_way(images, generator, lambda sign: {"translate": [sign * pixels, 0]})
-    return _either_way(images, generator, lambda sign: {"translate": [0, sign * pixels]})
-
-
-def scale(images: Images, factor: float, generator: torch.Generator) -> Images:
-    """Smaller. Draws nothing."""
-    return _affine(images, scale=factor)
-
-
-def brightness(images: Images, added: float, generator: torch.Generator) -> Images:
-    """Every pixel brighter. Draws nothing."""
-    return (images + added).clamp(max=1)
+    return smeared / sum(weights)
 
 
 def contrast(images: Images, factor: float, generator: torch.Generator) -> Images:
@@ -157,21 +108,12 @@ def contrast(images: Images, factor: float, generator: torch.Generator) -> Image
     return (images - mean) * factor + mean
 
 
-def stripe(images: Images, columns: int, generator: torch.Generator) -> Images:
-    """Black and white exchanged at the left and the right. Draws nothing."""
-    outside = torch.ones(SIZE, dtype=torch.bool)
-    outside[columns : SIZE - columns] = False
-    return torch.where(outside, 1 - images, images)
-
-
 def fog(images: Images, values: tuple[float, float], generator: torch.Generator) -> Images:
     """Clouds in front, each image with a window of its own out of larger ones."""
-    thickness, decay = values
+    (thickness, decay), line = values, torch.arange(SIZE)
     clouds = _plasma(decay, generator)
-    which, top, left = (
-        torch.randint(high, (len(images), 1, 1), generator=generator) for high in (FOG_MAPS, *(FOG_MAP,) * 2)
-    )
-    line = torch.arange(SIZE)
+    sides, shape = (FOG_MAPS, FOG_MAP, FOG_MAP), (len(images), 1, 1)
+    which, top, left = (torch.randint(side, shape, generator=generator) for side in sides)
     windows = clouds[which, (top + line.view(1, -1, 1)) % FOG_MAP, (left + line) % FOG_MAP].unsqueeze(1)
     white = images.amax((1, 2, 3), keepdim=True)
     return (images + thickness * windows) * white / (white + thickness)
@@ -222,8 +164,7 @@ def dotted_line(images: Images, lines: int, generator: torch.Generator) -> Image
 
 def zigzag(images: Images, lines: int, generator: torch.Generator) -> Images:
     """Lines that go up and down by two pixels, every eight columns the same."""
-    first, last = 2, 25
-    columns = torch.arange(SIZE)
+    first, last, columns = 2, 25, torch.arange(SIZE)
     waves = 2 - ((columns - first + 2) % 8 - 4).abs()  # 0 at the first column, 2 and -2 two and six columns further
     inside = (columns >= first) & (columns < last)
     for _ in range(lines):
@@ -240,5 +181,36 @@ def _draw(images: Images, rows: torch.Tensor, columns: torch.Tensor) -> Images:
     return (images + ink.unsqueeze(1)).clamp(max=1)
 
 
+def _affine(
+    images: Images, angle: float = 0, right: int = 0, down: int = 0, size: float = 1, slant: float = 0
+) -> Images:
+    """About the centre, bilinear, black from outside; angles in degrees."""
+    bilinear = v2.InterpolationMode.BILINEAR
+    moved: Images = v2.functional.affine(images, angle, [right, down], size, [slant, 0], interpolation=bilinear)
+    return moved
+
+
+def _either_way(images: Images, generator: torch.Generator, **change: Any) -> Images:
+    """Each image changed so, or by as much the other way."""
+    forward = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    back = {key: -value for key, value in change.items()}
+    return torch.where(forward, _affine(images, **change), _affine(images, **back))
+
+
+IN_A_LINE: dict[str, Apply] = {
+    # each pixel counts photons, which arrive at random
+    "shot_noise": lambda images, photons, draws: torch.poisson(images * photons, draws) / photons,
+    # every row a part of a pixel further than the one below
+    "shear": lambda images, factor, draws: _either_way(images, draws, slant=math.degrees(math.atan(factor))),
+    "rotate": lambda images, radians, draws: _either_way(images, draws, angle=math.degrees(radians)),
+    # along a diagonal
+    "translate": lambda images, pixels, draws: _either_way(
+        _either_way(images, draws, right=pixels), draws, down=pixels
+    ),
+    "scale": lambda images, factor, _: _affine(images, size=factor),
+    "brightness": lambda images, added, _: (images + added).clamp(max=1),
+    # black and white exchanged at the left and the right
+    "stripe": lambda images, columns, _: torch.where(columns > FROM_SIDE, 1 - images, images),
+}
 _TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-CORRUPTIONS = {name: Corruption(globals()[name], **row) for name, row in _TABLE.items()}
+CORRUPTIONS = {name: Corruption(IN_A_LINE.get(name) or globals()[name], **row) for name, row in _TABLE.items()}

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from data_utils import Batch
 from imports import Figure, nn, torch
 from tools.evaluate.corruptions import corrupt
 from tools.evaluate.measures import CLASSES, STRENGTHS, as_input, integrated_gradients, mean_corrupted_accuracy
 from tools.intervals import wilson_interval
+from tools.output import panels
 
 GALLERY = 60  # mistakes that the gallery shows at most
 COLUMNS = 10
@@ -13,16 +15,14 @@ BARE = {"frame_on": False, "xticks": (), "yticks": ()}  # a panel with an image 
 DARK, LIGHT, ORANGE = "#08519c", "#9ecae1", "#d95f0e"
 
 
-def all_figures(
-    evaluation: dict[str, Any], model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device
-) -> dict[str, Figure]:
-    """Every picture of ``evaluation`` by its name. ``images`` and ``labels`` are those it was made with."""
+def all_figures(evaluation: dict[str, Any], model: nn.Module, test: Batch) -> dict[str, Figure]:
+    """Every picture of ``evaluation`` by its name. ``test`` are the images it was made with."""
     return {
         "confusion": confusion_figure(evaluation),
-        "mistakes": mistakes_figure(evaluation, images),
+        "mistakes": mistakes_figure(evaluation, test[0]),
         "reliability": reliability_figure(evaluation),
-        "robustness": robustness_figure(evaluation, images),
-        "saliency": saliency_figure(evaluation, model, images, labels, device),
+        "robustness": robustness_figure(evaluation, test[0]),
+        "saliency": saliency_figure(evaluation, model, test),
     }
 
 
@@ -30,15 +30,13 @@ def confusion_figure(evaluation: dict[str, Any]) -> Figure:
     """The confusion matrix: mistakes in colour, the right answers on the diagonal left white."""
     counts = torch.tensor(evaluation["confusion"])
     mistakes = counts - counts.diag().diag()
-    figure = Figure(figsize=(6, 5.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = panels(6, 5.6)
     highest = max(int(mistakes.max()), 1)
     axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=highest)
-    for true, row in enumerate(counts.tolist()):
-        for predicted, count in enumerate(row):
-            if count:
-                color = "#777777" if true == predicted else "white" if count > 0.6 * highest else "black"
-                axes.text(predicted, true, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
+    for true, predicted in counts.nonzero().tolist():
+        count = int(counts[true, predicted])
+        color = "#777777" if true == predicted else "white" if count > 0.6 * highest else "black"
+        axes.text(predicted, true, f"{count:,}", ha="center", va="center", color=color, fontsize=9)
     names = evaluation.get("classes", range(CLASSES))
     axes.set(xlabel="predicted", ylabel="true", xticks=range(len(names)), yticks=range(len(names)))
     axes.set(xticklabels=names, yticklabels=names, xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5))
@@ -52,9 +50,8 @@ def mistakes_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figure:
     mistakes = evaluation["mistakes"]
     shown = mistakes[:GALLERY]
     rows = max(-(-len(shown) // COLUMNS), 1)
-    figure = Figure(figsize=(COLUMNS, 1.14 * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False, subplot_kw=BARE).flatten()
-    for panel, mistake in zip(panels, shown, strict=False):
+    figure, _ = panels(COLUMNS, 1.14 * rows + 0.5, rows, COLUMNS, subplot_kw=BARE)
+    for panel, mistake in zip(figure.axes, shown, strict=False):
         panel.imshow(images[mistake["index"]], cmap="gray_r", interpolation="nearest")
         panel.set_title(_verdict(mistake), fontsize=8)
     which = f"all {len(mistakes)}" if shown == mistakes else f"the {len(shown)} most confident of {len(mistakes)}"
@@ -69,13 +66,17 @@ def _verdict(mistake: dict[str, Any]) -> str:
 def reliability_figure(evaluation: dict[str, Any]) -> Figure:
     """Accuracy against confidence with a 95 % interval, and how many images there are of each confidence."""
     measured = evaluation["calibration"]
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    figure, (upper, lower) = panels(6, 6, 2, grid="both", sharex=True, height_ratios=[3, 1])
     upper.plot([0, 100], [0, 100], color="#777777", linewidth=1, linestyle="--", label="perfect calibration")
-    _draw_reliability(upper, measured["bins"], DARK, "o", f"as it is: ECE {measured['ece']:.2f} %")
+    series = [(measured["bins"], DARK, "o", f"as it is: ECE {measured['ece']:.2f} %")]
     if measured["bins_scaled"] is not None:
         label = f"at temperature {measured['temperature']:.2f}: ECE {measured['ece_scaled']:.2f} %"
-        _draw_reliability(upper, measured["bins_scaled"], ORANGE, "s", label)
+        series.append((measured["bins_scaled"], ORANGE, "s", label))
+    for bins, color, marker, label in series:
+        confidences, accuracies = torch.tensor([(row["confidence"], row["accuracy"]) for row in bins]).T
+        interval = torch.tensor([wilson_interval(row["correct"], row["images"]) for row in bins]).T
+        style = {"fmt": marker, "color": color, "capsize": 2, "markersize": 5, "label": label}
+        upper.errorbar(confidences, accuracies, yerr=(interval - accuracies).abs(), **style)
     upper.set(ylabel="accuracy [%]", ylim=(-2, 102), title=f"{evaluation['name']}: reliability")
     upper.legend(frameon=False, loc="upper left")
     starts, ends, images = ([row[key] for row in measured["bins"]] for key in ("from", "to", "images"))
@@ -83,27 +84,15 @@ def reliability_figure(evaluation: dict[str, Any]) -> Figure:
     lower.bar_label(bars, fmt="{:,.0f}", fontsize=7)
     lower.set(xlabel="confidence [%]", ylabel="images", yscale="log", xlim=(0, 100.5))
     lower.margins(y=0.25)
-    for axes in (upper, lower):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _draw_reliability(axes: Any, bins: list[dict[str, Any]], color: str, marker: str, label: str) -> None:
-    confidences = [row["confidence"] for row in bins]
-    accuracies = torch.tensor([row["accuracy"] for row in bins])
-    ends = torch.tensor([wilson_interval(row["correct"], row["images"]) for row in bins]).T
-    bars = (ends - accuracies).abs()
-    axes.errorbar(confidences, accuracies, yerr=bars, fmt=marker, color=color, capsize=2, markersize=5, label=label)
 
 
 def robustness_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figure:
     """A panel a corruption: accuracy against its strength, with the first test image at strengths 1, 3 and 5."""
     corruptions = evaluation["corruptions"]
-    rows, columns = -(-len(corruptions) // 4), 4
-    figure = Figure(figsize=(11, 2.3 * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True).flatten()
-    for panel, (name, accuracies) in zip(panels, corruptions.items(), strict=True):
+    rows = len(corruptions) // 4
+    figure, all_axes = panels(11, 2.3 * rows + 0.5, rows, 4, grid="both", sharex=True, sharey=True)
+    for panel, (name, accuracies) in zip(all_axes.flat, corruptions.items(), strict=True):
         panel.plot([0, *STRENGTHS], [evaluation["accuracy"], *accuracies], color=DARK, marker="o", markersize=4)
         panel.set(title=name.replace("_", " "), xticks=(0, *STRENGTHS), xlim=(-0.3, 5.8))
         panel.set(yticks=(0, 50, 100), ylim=(0, 148))
@@ -112,8 +101,6 @@ def robustness_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figur
             image = corrupt(images[:1], name, strength)[0]
             thumbnail.imshow(image, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
             thumbnail.set(xticks=(), yticks=())
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("strength (0: the test images as they are)")
     figure.supylabel("accuracy [%]")
     figure.suptitle(
@@ -123,24 +110,21 @@ def robustness_figure(evaluation: dict[str, Any], images: torch.Tensor) -> Figur
     return figure
 
 
-def saliency_figure(
-    evaluation: dict[str, Any], model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device
-) -> Figure:
+def saliency_figure(evaluation: dict[str, Any], model: nn.Module, test: Batch) -> Figure:
     """What speaks for the predicted digit and what against it: of each digit the first that is right, and mistakes."""
+    images, labels = test[0], test[1].clone()
     verdict = {mistake["index"]: mistake for mistake in evaluation["mistakes"]}
-    right = torch.ones(len(labels), dtype=torch.bool)
-    right[list(verdict)] = False
-    firsts = [int(index) for digit in range(CLASSES) for index in (right & (labels == digit)).nonzero()[:1, 0]]
+    labels[list(verdict)] = -1
+    firsts = [int(index) for digit in range(CLASSES) for index in (labels == digit).nonzero()[:1, 0]]
     groups = [group for group in (firsts, list(verdict)[:COLUMNS]) if group]
-    figure = Figure(figsize=(COLUMNS, 2.24 * len(groups) + 0.5), layout="constrained")
-    panels = figure.subplots(2 * len(groups), COLUMNS, squeeze=False, subplot_kw=BARE)
+    figure, all_axes = panels(COLUMNS, 2.24 * len(groups) + 0.5, 2 * len(groups), COLUMNS, subplot_kw=BARE)
     for number, group in enumerate(groups):
-        inputs = as_input(images[group], device)
+        inputs = as_input(images[group], next(model.parameters()).device)
         with torch.inference_mode():
             digits = model(inputs).argmax(1)
         attributions = integrated_gradients(model, inputs, digits).cpu()
-        for column, (index, digit, attribution) in enumerate(zip(group, digits.tolist(), attributions, strict=True)):
-            above, below = panels[2 * number, column], panels[2 * number + 1, column]
+        pairs = all_axes[2 * number : 2 * number + 2, : len(group)].T
+        for (above, below), index, digit, attribution in zip(pairs, group, digits.tolist(), attributions, strict=True):
             above.imshow(images[index], cmap="gray_r", interpolation="nearest")
             above.set_title(_verdict(verdict[index]) if index in verdict else f"{digit}", fontsize=8)
             limit = float(attribution.abs().max())

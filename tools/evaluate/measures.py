@@ -7,16 +7,20 @@ evaluation = evaluate_network("mnist_model_1", model, test, held_out, device)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from data_utils import EVAL_BATCH_SIZE, normalize
+from data_utils import EVAL_BATCH_SIZE, Batch, normalize
 from image_data.facts import MNIST
 from imports import F, nn, torch, tqdm
 from tools.evaluate.corruptions import CORRUPTIONS, corrupt
 from tools.intervals import wilson_interval
-from tools.voting import scale
+from tools.networks import OnOwnData
+from tools.output import rendered
+from tools.voting import Ensemble, scale
 from training.machine import environment
+from training.native import with_kernels
 from visualization import count_parameters
 
 EVALUATION_SCHEMA = 1
@@ -28,12 +32,19 @@ MISTAKE = ("index", "true", "predicted", "confidence")
 PER_CLASS = ("digit", "precision", "recall", "f1", "support")
 TEMPERATURES = (0.01, 100.0)  # between which the best one is searched
 
-LabelledImages = tuple[torch.Tensor, torch.Tensor]  # uint8 [N, 28, 28], int64 [N]
-
 
 def as_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Grey levels uint8 [N, 28, 28] -> the networks' input, float32 [N, 1, 28, 28], on ``device``."""
     return normalize(images.to(device).unsqueeze(1).float())
+
+
+def with_fast_parts(model: nn.Module, log: Callable[[str], None]) -> nn.Module:
+    """``model``, or every network inside it, as the CPU's kernels compute it."""
+    if not isinstance(model, OnOwnData | Ensemble | nn.ModuleList):
+        return with_kernels(model, log)
+    for name, part in model.named_children():
+        setattr(model, name, with_fast_parts(part, log))
+    return model
 
 
 @torch.inference_mode()
@@ -45,10 +56,7 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def confusion_matrix(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Counts int64 [10, 10]: row the true digit, column the predicted one. Both arguments are int64 [N]."""
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-    counts: torch.Tensor = multiclass_confusion_matrix(predicted, labels, num_classes=CLASSES)
-    return counts
+    return (CLASSES * labels + predicted).bincount(minlength=CLASSES**2).view(CLASSES, CLASSES)
 
 
 def per_class(predicted: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
@@ -75,45 +83,36 @@ def expected_calibration_error(log_probabilities: torch.Tensor, labels: torch.Te
 
     Guo et al. 2017, arXiv:1706.04599, section 2.
     """
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    # torchmetrics opens a bin of its own for what rounds to exactly 1
-    probabilities = log_probabilities.exp().clamp(max=1 - 2**-24)
-    error = multiclass_calibration_error(probabilities, labels, CLASSES, n_bins=CALIBRATION_BINS, norm="l1")
-    return 100.0 * float(error)
+    bins = reliability_bins(log_probabilities, labels)
+    return float(sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in bins)) / len(labels)
 
 
 def reliability_bins(log_probabilities: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
     """The bins of ``expected_calibration_error`` that have images: range of the confidence, images, both means in %."""
-    confidences, predicted = log_probabilities.exp().max(1)
-    ends = torch.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
-    bins = torch.bucketize(confidences, ends, right=True)
-    rows = []
-    for number in bins.unique().tolist():
-        inside = bins == number
-        images, correct = int(inside.sum()), int((predicted == labels)[inside].sum())
-        rows.append(
-            {
-                "from": 100.0 * number / CALIBRATION_BINS,
-                "to": 100.0 * (number + 1) / CALIBRATION_BINS,
-                "images": images,
-                "correct": correct,
-                "confidence": 100.0 * float(confidences[inside].mean()),
-                "accuracy": 100.0 * correct / images,
-            }
-        )
-    return rows
+    from scipy.stats import binned_statistic
+
+    confidences, predicted = log_probabilities.exp().double().max(1)
+    values = [torch.ones_like(confidences), predicted == labels, confidences]
+    sums = binned_statistic(confidences, values, "sum", CALIBRATION_BINS, (0, 1)).statistic.T.tolist()
+    return [
+        {
+            "from": 100.0 * number / CALIBRATION_BINS,
+            "to": 100.0 * (number + 1) / CALIBRATION_BINS,
+            "images": int(images),
+            "correct": int(correct),
+            "confidence": 100.0 * sure / images,
+            "accuracy": 100.0 * correct / images,
+        }
+        for number, (images, correct, sure) in enumerate(sums)
+        if images
+    ]
 
 
 def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature at which the mean negative log-likelihood is lowest.
+    """The temperature at which the mean negative log-likelihood is lowest, of images that were not trained on.
 
-    Log-probabilities do as well as logits: they differ by a constant an image, which the softmax takes out.
+    Log-probabilities [N, 10] do as well as logits: they differ by a constant an image, which the softmax takes out.
     Guo et al. 2017, arXiv:1706.04599, section 4.2.
-
-    Args:
-        log_probabilities: [N, 10], of images that the network was not trained on.
-        labels: int64 [N].
 
     Raises:
         ValueError: every image is classified correctly, so that the more certain were always the better.
@@ -132,17 +131,11 @@ def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> fl
 
 
 def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
-    """What each pixel adds to the log-probability of a digit, compared with a black image.
+    """What each pixel adds to the log-probability of a digit, compared with a black image: [N, 28, 28].
 
     An image's attributions sum to the difference between its log-probability and the black image's, but for the
-    error of a path of 1,024 steps: Sundararajan et al. 2017, arXiv:1703.01365.
-
-    Args:
-        images: normalised, [N, 1, 28, 28], on the device that ``model`` is on.
-        digits: int64 [N], there too.
-
-    Returns:
-        [N, 28, 28]
+    error of a path of 1,024 steps: Sundararajan et al. 2017, arXiv:1703.01365. The ``images`` are normalised,
+    [N, 1, 28, 28], the ``digits`` int64 [N], both on the device that ``model`` is on.
     """
     from captum.attr import IntegratedGradients
 
@@ -157,16 +150,13 @@ def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.T
 def evaluate_network(
     name: str,
     model: nn.Module,
-    test: LabelledImages,
-    held_out: LabelledImages | None,
+    test: Batch,
+    held_out: Batch | None,
     device: torch.device,
     classes: Sequence[str] = MNIST.classes,
 ) -> dict[str, Any]:
-    """All measures of ``model``, which is on ``device``: docs/evaluate.md lists the fields.
-
-    Args:
-        held_out: training images that the network was not trained on, for its temperature; None: there are none.
-    """
+    """All measures of ``model``, which is on ``device``: docs/evaluate.md lists the fields. ``held_out`` are training
+    images that the network was not trained on, for its temperature; None: there are none."""
     images, labels = test
     log_probabilities = predict(model, as_input(images, device)).cpu()
     predicted = log_probabilities.argmax(1)
@@ -183,15 +173,13 @@ def evaluate_network(
         "per_class": per_class(predicted, labels),
         "confusion": confusion_matrix(predicted, labels).tolist(),
         "mistakes": find_mistakes(log_probabilities, labels),
-        "corruptions": robustness(model, images, labels, device),
+        "corruptions": robustness(model, test, device),
         "classes": list(classes),
         "environment": environment(device),
     }
 
 
-def calibration(
-    log_probabilities: torch.Tensor, labels: torch.Tensor, held_out: LabelledImages | None
-) -> dict[str, Any]:
+def calibration(log_probabilities: torch.Tensor, labels: torch.Tensor, held_out: Batch | None) -> dict[str, Any]:
     """Calibration on the test images, as the network is and at the temperature that fits ``held_out`` best.
 
     Args:
@@ -213,14 +201,12 @@ def calibration(
     return result | {f"{key}_scaled": value for key, value in scaled.items()}
 
 
-def robustness(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device
-) -> dict[str, list[float]]:
+def robustness(model: nn.Module, test: Batch, device: torch.device) -> dict[str, list[float]]:
     """The accuracy in percent under every corruption at strengths 1 to 5."""
 
     def accuracy(corruption: str, strength: int) -> float:
-        predicted = predict(model, as_input(corrupt(images, corruption, strength), device)).argmax(1).cpu()
-        return 100.0 * int((predicted == labels).sum()) / len(labels)
+        predicted = predict(model, as_input(corrupt(test[0], corruption, strength), device)).argmax(1).cpu()
+        return 100.0 * int((predicted == test[1]).sum()) / len(predicted)
 
     bar = tqdm(CORRUPTIONS, desc="robustness", leave=False, disable=None)
     return {corruption: [accuracy(corruption, strength) for strength in STRENGTHS] for corruption in bar}
@@ -232,36 +218,10 @@ def mean_corrupted_accuracy(corruptions: dict[str, list[float]]) -> float:
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
-    low, high = evaluation["accuracy_interval"]
-    print(
-        f"{evaluation['name']}: {evaluation['parameters']:,} parameters, {evaluation['images']:,} test images\n"
-        f"accuracy {evaluation['accuracy']:.2f} %, 95 % interval {low:.2f} to {high:.2f} %,"
-        f" {len(evaluation['mistakes'])} mistakes\n"
-    )
-    print(f"{'digit':<6} {'precision':>9} {'recall':>7} {'F1':>7} {'images':>7}   taken for")
-    names = evaluation["classes"]
-    for name, row, counts in zip(names, evaluation["per_class"], evaluation["confusion"], strict=False):
-        others = sorted((-count, digit) for digit, count in enumerate(counts) if count and digit != row["digit"])
-        shown = [f"{names[digit]} ({-count})" for count, digit in others[:4]] + ["..."] * bool(others[4:])
-        line = "{:<6} {precision:>9.2f} {recall:>7.2f} {f1:>7.2f} {support:>7,}   {}"
-        print(line.format(name, ", ".join(shown), **row).rstrip())
-
-    measured = evaluation["calibration"]
-    told = "calibration: ECE {ece:.2f} %, mean negative log-likelihood {loss:.4f}\n"
-    if measured["temperature"] is None:
-        told += "temperature: none fitted, for want of held-out training images (main.py --val_split)"
-    elif measured["ece_scaled"] is None:
-        told += "temperature {temperature:.3f}, a part of the ensemble: these are at it"
-    else:
-        told += "temperature {temperature:.3f}, fitted on {fitted_on:,} held-out training images:"
-        told += " ECE {ece_scaled:.2f} %, mean negative log-likelihood {loss_scaled:.4f}"
-    print("\n" + told.format(**measured))
-
-    strengths = " ".join(f"{strength:>6}" for strength in STRENGTHS)
-    print(f"\n{'accuracy [%] at strength':<24} {strengths}   strengths")
-    for name, accuracies in evaluation["corruptions"].items():
-        corruption = CORRUPTIONS[name]
-        between = " | " if isinstance(corruption.strengths[0], list) else ", "
-        values = between.join(str(value).replace(" ", "").strip("[]") for value in corruption.strengths)
-        print(f"{name:<24} {' '.join(f'{value:>6.2f}' for value in accuracies)}   {corruption.meaning}: {values}")
-    print(f"{'mean of all':<24} {mean_corrupted_accuracy(evaluation['corruptions']):>6.2f}\n")
+    names, taken_for = evaluation["classes"], []
+    for digit, counts in enumerate(evaluation["confusion"]):
+        others = sorted((-count, other) for other, count in enumerate(counts) if count and other != digit)
+        shown = [f"{names[other]} ({-count})" for count, other in others[:4]] + ["..."] * bool(others[4:])
+        taken_for.append("   " * bool(shown) + ", ".join(shown))
+    more = {"taken_for": taken_for, "table": CORRUPTIONS, "mean": mean_corrupted_accuracy(evaluation["corruptions"])}
+    print(rendered(Path(__file__).with_name("report.txt"), **evaluation, **more))

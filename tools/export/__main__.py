@@ -5,18 +5,13 @@
     python -m tools.export --model 3 --format html                     # a page that reads what one draws, from disk
     python -m tools.export --model 3 --format safetensors              # the weights alone, with a model card
 
-A file takes 28x28 grey levels as bytes, uint8 [N, 1, 28, 28], white on black, and returns ten probabilities an
-image, float32 [N, 10]; scaling and normalisation are inside. Quantisation looks at training images alone, and a file
-that loses more than ``--max_drop`` points on other training images gets no name. docs/export.md tells how an app runs
-the files.
+docs/export.md tells what a file takes and returns, what it is held against, and how an app runs it.
 """
 
 import argparse
-import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from common.cli import OneLineParser, command
@@ -25,18 +20,6 @@ from model_strategy import known_models
 
 FORMATS = ("onnx", "executorch")
 PRECISIONS = ("fp32", "int8")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep back what the exporters warn about their own insides; errors are raised, not logged."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -71,10 +54,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     args.formats = FORMATS if args.format == "all" else (args.format,)
     args.precisions = PRECISIONS if args.precision == "all" else (args.precision,)
-    with quiet():
-        from tools.export.files import export
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # what the exporters say of their own insides; errors are raised, not logged
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            from tools.export.files import export
 
-        return export(args)
+            return export(args)
+    finally:
+        logging.disable(before)
 
 
 main = command(get_args_parser, run)

@@ -9,13 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template
-
 from common.files import RunFiles, atomic_write
 from tools.evaluate.measures import mean_corrupted_accuracy
 from tools.export.html import STATIC
 from tools.intervals import wilson_interval
 from tools.networks import Network, OnOwnData
+from tools.output import rendered
 from training.config import fields_in
 
 VOTE = ("members", "method", "weights", "temperature")  # an ensemble's recipe
@@ -41,11 +40,9 @@ def card_of(network: Network, files: RunFiles) -> str:
     config, images = network.facts.get("config", network.facts), network.data.test_images
     recipe = {key: config[key] for key in (*fields_in("recipe"), *VOTE) if key in config}
     right = None if network.accuracy is None else round(network.accuracy * images / 100)
-    template = Template((STATIC / "card.md").read_text(encoding="utf-8"), undefined=StrictUndefined, trim_blocks=True)
     interval, evaluation = right and wilson_interval(right, images), evaluation_of(network, files)
     known = {"network": network, "recipe": recipe, "interval": interval, "evaluation": evaluation}
-    card: str = template.render(**known, mean=mean_corrupted_accuracy)
-    return card
+    return rendered(STATIC / "card.md", **known, mean=mean_corrupted_accuracy)
 
 
 def evaluation_of(network: Network, files: RunFiles) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from common.files import RunFiles, atomic_write
 from data_utils import split_indices
@@ -18,7 +18,7 @@ from image_data.fetch import sha256_of
 from imports import Figure, MaxNLocator, torch
 from tools.export.formats import FORMATS, Format, Runner
 from tools.networks import Deployed, images_of, load_network
-from tools.output import write_figure, write_json
+from tools.output import panels, rendered, write_figure, write_json
 from tools.timing import seconds_of
 from training.machine import environment
 
@@ -33,8 +33,7 @@ BURSTS = {1: 10, 100: 1}
 ROUNDS = 100
 
 
-@dataclass(frozen=True)
-class Images:
+class Images(NamedTuple):
     """Some images uint8 [N, 1, 28, 28], their labels [N], and what the float32 network makes of them."""
 
     images: torch.Tensor
@@ -48,17 +47,16 @@ class Subject:
     def __init__(self, args: argparse.Namespace) -> None:
         self.network = load_network(args.name, args.output_dir, "network", args.model)
         self.deployed = Deployed(self.network.model).eval()
-        self.files = RunFiles(args.name, args.output_dir)
+        self.files, self.max_drop = RunFiles(args.name, args.output_dir), args.max_drop
         self.weights_sha256 = sha256_of(self.files.params)
-        images, labels = images_of(self.network, True, args.output_dir, args.data_dir)
-        rest, held_out = split_indices(labels, len(labels) // HELD_OUT)
+        train, test = (images_of(self.network, train, args.output_dir, args.data_dir) for train in (True, False))
+        rest, held_out = split_indices(train[1], len(train[1]) // HELD_OUT)
         order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(CALIBRATION_SEED))
-        self.calibration = images[rest[order[:CALIBRATION_IMAGES]]].unsqueeze(1)
-        self.held_out = self.with_expected(images[held_out], labels[held_out])
-        self.test = self.with_expected(*images_of(self.network, False, args.output_dir, args.data_dir))
-
-    def with_expected(self, images: torch.Tensor, labels: torch.Tensor) -> Images:
-        return Images(images.unsqueeze(1), labels, probabilities(self.deployed, images.unsqueeze(1)))
+        self.calibration = train[0][rest[order[:CALIBRATION_IMAGES]]].unsqueeze(1)
+        self.held_out, self.test = (
+            Images(images.unsqueeze(1), labels, probabilities(self.deployed, images.unsqueeze(1)))
+            for images, labels in ((train[0][held_out], train[1][held_out]), test)
+        )
 
 
 def make_file(subject: Subject, form: Format, precision: str) -> tuple[bytes, Runner]:
@@ -75,9 +73,8 @@ def make_file(subject: Subject, form: Format, precision: str) -> tuple[bytes, Ru
         "versions": ", ".join(f"{package} {version(package)}" for package in ("torch", "torchao", form.runtime)),
     }
     # The file has its own accuracy in it, so it is made twice; the metadata does not touch the network.
-    found = probabilities(form.load(make(metadata)), subject.test.images)
-    accuracy = percent_right(found, subject.test.labels)
-    metadata["accuracy"] = f"{accuracy:.2f} % of {len(found)} test images"
+    accuracy = compare(form.load(make(metadata)), subject.test)["accuracy"]
+    metadata["accuracy"] = f"{accuracy:.2f} % of {len(subject.test.labels)} test images"
     contents = make(metadata)
     return contents, form.load(contents)
 
@@ -106,8 +103,8 @@ def export(args: argparse.Namespace) -> int:
         rows.append(row | compare(run, subject.test) | {"held_out_drop": lost})
         runners[path.name] = run
     if rows:
-        results = results_of(subject, rows, runners, args.max_drop)
-        print_results(results)
+        results = results_of(subject, rows, runners)
+        print(rendered(Path(__file__).with_name("results.txt"), **results), end="")
         path = files.metrics.with_name(f"{args.name}_export.json")
         before: list[Any] = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none, or none that can be read
@@ -121,20 +118,18 @@ def export(args: argparse.Namespace) -> int:
     return 0 if len(rows) == len(kinds) else 1
 
 
-def results_of(
-    subject: Subject, rows: list[dict[str, Any]], runners: dict[str, Runner], max_drop: float
-) -> dict[str, Any]:
+def results_of(subject: Subject, rows: list[dict[str, Any]], runners: dict[str, Runner]) -> dict[str, Any]:
     """All that is known of the files in ``rows``, with the latency of their ``runners``."""
-    latency = measure_latency(runners, subject.test.images)
-    versions = {package: version(package) for package in [*(form.runtime for form in FORMATS.values()), "torchao"]}
     held_out, test = subject.held_out, subject.test
+    latency = measure_latency(runners, test.images)
+    versions = {package: version(package) for package in [*(form.runtime for form in FORMATS.values()), "torchao"]}
     return {
         "schema": EXPORT_SCHEMA,
         "name": subject.network.name,
         "images": len(test.labels),
         "held_out_images": len(held_out.labels),
         "calibration_images": len(subject.calibration),
-        "max_drop": max_drop,
+        "max_drop": subject.max_drop,
         "weights_sha256": subject.weights_sha256,
         "environment": environment(torch.device("cpu")) | versions,
         "pytorch": {
@@ -180,35 +175,19 @@ def measure_latency(runners: Mapping[str, Runner], images: torch.Tensor) -> dict
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for size, burst in BURSTS.items():
-        calls = {name: functools.partial(run, images[:size]) for name, run in runners.items()}
-        for call in calls.values():  # the first calls allocate
-            for _ in range(10):
-                call()
         seconds: dict[str, list[float]] = {name: [] for name in runners}
-        for _ in range(ROUNDS):
-            for name, call in calls.items():
-                seconds[name] += [seconds_of(call) for _ in range(burst)]
+        for _ in range(ROUNDS + 1):
+            for name, run in runners.items():
+                seconds[name] += [seconds_of(functools.partial(run, images[:size])) for _ in range(burst)]
         for name, values in seconds.items():
-            latency[name][str(size)] = round(1000 * statistics.median(values), 4)
+            latency[name][str(size)] = round(1000 * statistics.median(values[burst:]), 4)  # the first calls allocate
     torch.set_num_threads(threads)
     return latency
 
 
-def print_results(results: Mapping[str, Any]) -> None:
-    print(f"{results['name']}: {results['images']:,} test images, one thread, medians in turns")
-    line = "{:<30} {:>5} {:>9} {:>11} {:>8} {:>13} {:>9} {:>10}".format
-    print(line("", "kB", "accuracy", "points lost", "equal", "largest diff.", "1 image", "100 images"))
-    pytorch = results["pytorch"] | {"file": "PyTorch", "drop": 0.0, "equal_decisions": 1.0, "largest_difference": 0.0}
-    for row in (pytorch, *results["files"]):
-        one, hundred = f"{row['latency_ms']['1']:.3f} ms", f"{row['latency_ms']['100']:.2f} ms"
-        measured = f"{row['drop']:.2f}", f"{row['equal_decisions']:.2%}", f"{row['largest_difference']:.1e}"
-        print(line(row["file"], f"{row['bytes'] / 1000:.1f}", f"{row['accuracy']:.2f} %", *measured, one, hundred))
-
-
 def export_figure(results: Mapping[str, Any]) -> Figure:
     """Size against test accuracy, with the line that the gate would draw there, and against latency."""
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    against_accuracy, against_latency = figure.subplots(1, 2)
+    figure, (against_accuracy, against_latency) = panels(11, 4.4, 1, 2, grid="both")
     runtimes = {"onnx": ("ONNX Runtime", "#d95f0e"), "executorch": ("ExecuTorch", "#08519c")}
     points = [("PyTorch", "#636363", "D", results["pytorch"])]
     for row in results["files"]:
@@ -229,11 +208,8 @@ def export_figure(results: Mapping[str, Any]) -> Figure:
     against_accuracy.set(ylabel="accuracy [%]", title=f"Accuracy on {results['images']:,} test images")
     against_latency.set(ylabel="milliseconds", title="One image on one thread")
     against_latency.set_ylim(0, 1.15 * max(row["latency_ms"]["1"] for *_, row in points))
-    for axes in (against_accuracy, against_latency):
-        axes.set_xlabel("size of the file [kB]")
-        axes.set_xlim(0, 1.1 * max(row["bytes"] for *_, row in points) / 1000)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    for axes in figure.axes:
+        axes.set(xlabel="size of the file [kB]", xlim=(0, 1.1 * max(row["bytes"] for *_, row in points) / 1000))
     against_latency.legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(f"{results['name']} exported")
     return figure

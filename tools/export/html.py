@@ -26,11 +26,7 @@ ROW = '<tr><th scope="row">{0}</th><td><div id="bar-{1}"></div></td><td id="shar
 
 
 def write_html(network: Network, path: Path) -> int:
-    """Write the file of a run or of an ensemble. Returns its bytes.
-
-    Raises:
-        UsageError: it has layers that the file's script does not know.
-    """
+    """Write the file of a run or of an ensemble. Returns its bytes; a UsageError if the script knows not all layers."""
     accuracy = "" if network.accuracy is None else f", {network.accuracy:.2f} % of its test images right"
     style, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("digit.css", "digit.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -55,12 +51,12 @@ def described(model: nn.Module, data: DataSet) -> dict[str, Any]:
     vote = model if isinstance(model, Ensemble) else Ensemble([model], "soft", [1.0], 1.0)
     numbers: list[torch.Tensor] = []
     members = [_layers(member, numbers) for member in vote.members]
-    flat = torch.cat([part.flatten() for part in numbers]).numpy().astype("<f4")
+    flat = torch.cat([part.flatten() for part in numbers])
     return {
         "members": members,
         **{"method": vote.method, "weights": vote.weights, "temperature": vote.temperature},
         **{"classes": data.classes, "mean": data.mean, "std": data.std},
-        "numbers": base64.b64encode(flat.tobytes()).decode(),
+        "numbers": base64.b64encode(flat.numpy().astype("<f4").tobytes()).decode(),
     }
 
 
@@ -90,9 +86,8 @@ def _linear(head: nn.Module, channels: int) -> tuple[torch.Tensor, torch.Tensor]
     """Weights [10, C] and bias [10] of what makes logits of the means, read off its answers; a UsageError if bent."""
 
     def centred(means: torch.Tensor) -> torch.Tensor:  # log-probabilities are logits but for a number that all share
-        found = head(means[:, :, None, None]).double()
-        shared: torch.Tensor = found - found.mean(1, keepdim=True)
-        return shared
+        found: torch.Tensor = head(means[:, :, None, None]).double()
+        return found - found.mean(1, keepdim=True)
 
     bias = centred(torch.zeros(1, channels))[0]
     weights = (centred(torch.eye(channels)) - bias).T

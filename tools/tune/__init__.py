@@ -1,10 +1,4 @@
-"""Better settings for a network on a data set: ``python -m tools.tune``, or ``main`` from a script.
-
-space.py     what is searched, and a trial's draw from it
-study.py     a study from its start to what it leaves: settings, tables, the report, the confirmation
-storage.py   the study's database
-workers.py   processes that take trials and train them
-"""
+"""Better settings for a network on a data set: ``python -m tools.tune``, or ``main`` from a script."""
 
 from collections.abc import Sequence
 

@@ -4,9 +4,7 @@
     python -m tools.tune --model 1 --trials 50 --workers 2 --threads 1 --confirm 5
     python -m tools.tune --trials 200 --storage postgresql+psycopg://user@host/tuning    # on many machines
 
-A trial is one training, and its value the accuracy on held-out training images; the test set is not read. The same
-command again goes on with the study. It leaves ``outputs/tuning_NAME.toml``, the best settings for ``main.py
---config``, and ``outputs/tuning_NAME.html``, a report.
+docs/tune.md tells what a trial is and what a study leaves.
 """
 
 import argparse

@@ -1,37 +1,27 @@
-"""What is searched: the table of settings, a file that changes it, and a trial's draw from it.
+"""What is searched: the table of settings, and a file that changes it.
 
 space, fixed = read_space(Path("space.toml"), {"batch_size": 256})
-settings = suggest(trial, space, fixed)
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.files import UsageError
 from training.config import TrainConfig, field_type, fields_in, read_config_file, read_toml
 
-if TYPE_CHECKING:
-    import optuna
-
 SPACE = read_toml("space", Path(__file__).with_name("space.toml"), "it")  # what is searched
 # What a setting needs of another one, which stands before it in SPACE, to have an effect.
 ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "max_lr": ("scheduler", ("onecycle",)),
-    "pct_start": ("scheduler", ("onecycle",)),
-    "div_factor": ("scheduler", ("onecycle",)),
-    "final_div_factor": ("scheduler", ("onecycle",)),
+    **dict.fromkeys(("max_lr", "pct_start", "div_factor", "final_div_factor"), ("scheduler", ("onecycle",))),
     "lr": ("scheduler", ("step",)),
     "augment": ("pipeline", ("tensor",)),
     "augment_strength": ("augment", ("rotate", "affine", "elastic")),
 }
-# What makes a run the run that it is, or a study comparable with itself; it is given by flags and not searched.
-GIVEN = ("model", "epochs", "val_split", "seed", "pipeline", "image_form", "init")
 TYPES = {spec.name: field_type(spec) for spec in fields(TrainConfig)}
-NOT_SEARCHED = (*GIVEN, *fields_in("machine", "place"))
+# What makes a run the run that it is, or a study comparable with itself; it is given by flags and not searched.
+GIVEN = ("model", "epochs", "val_split", "seed", "pipeline", "image_form", "init", *fields_in("machine", "place"))
 
 
 def read_space(path: Path | None, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -41,7 +31,7 @@ def read_space(path: Path | None, given: Mapping[str, Any]) -> tuple[dict[str, A
         UsageError: the file cannot be read, has an unknown key, a value that is not allowed, or one that a flag sets.
     """
     wanted = {} if path is None else read_toml("space", path, "the path of a TOML file")
-    known = [key for key in TYPES if key not in NOT_SEARCHED]
+    known = [key for key in TYPES if key not in GIVEN]
     if unknown := [key for key in wanted if key not in known]:
         raise UsageError(f"space: {path}: unknown key {', '.join(unknown)}; known: {', '.join(known)}")
     if twice := [key for key in wanted if key in given]:
@@ -83,9 +73,8 @@ def _check_values(key: str, values: Any) -> None:
 
 def _extremes(values: Any) -> list[Any]:
     """The ends of a range, all of a list, or the one value."""
-    if isinstance(values, dict):
-        return [values["low"], values["high"]]
-    return values if isinstance(values, list) else [values]
+    ends = [values["low"], values["high"]] if isinstance(values, dict) else values
+    return ends if isinstance(ends, list) else [ends]
 
 
 def starting_point(space: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,18 +84,3 @@ def starting_point(space: Mapping[str, Any]) -> dict[str, Any]:
     ranges = {key: values for key, values in space.items() if isinstance(values, dict) and start[key] is not None}
     in_ranges = {key for key, values in ranges.items() if values["low"] <= start[key] <= values["high"]}
     return {key: start[key] for key in space if key in in_lists | in_ranges}
-
-
-def suggest(trial: optuna.Trial, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """One value of every setting in ``space`` that has an effect with the others, and with those in ``fixed``."""
-    chosen: dict[str, Any] = {}
-    for key, values in space.items():
-        if key in ONLY_WITH:
-            needed, allowed = ONLY_WITH[key]
-            if {**fixed, **chosen}[needed] not in allowed:
-                continue
-        if isinstance(values, list):
-            chosen[key] = trial.suggest_categorical(key, values)
-        else:
-            chosen[key] = (trial.suggest_int if TYPES[key] is int else trial.suggest_float)(key, **values)
-    return chosen

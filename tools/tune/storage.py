@@ -7,7 +7,6 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.trial import FrozenTrial
 
 from common.files import CommandError, UsageError
 from training.config import fields_in
@@ -58,7 +57,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             engine_kwargs=of_file if is_file else {"pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
-            heartbeat_stale_trial_callback=try_again,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
         )
     except (sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
         raise UsageError(f"storage: {shown(url)} needs a driver that is not installed: {_innermost(error)}") from None
@@ -70,11 +69,6 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     return storage
 
 
-def try_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue a trial that was lost once more."""
-    optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
-
-
 def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
@@ -82,14 +76,8 @@ def _innermost(error: BaseException) -> str:
 
 
 def open_study(storage: optuna.storages.RDBStorage, name: str, recipe: dict[str, Any]) -> optuna.Study:
-    """The study ``name``, new or as it is.
-
-    Args:
-        recipe: what its trials have in common, in parts; kept with the study.
-
-    Raises:
-        UsageError: its trials are of another recipe.
-    """
+    """The study ``name``, new or as it is. ``recipe`` is what its trials have in common, in parts, and kept with it; a
+    UsageError if they are of another."""
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     before = study.user_attrs.get("recipe", recipe)
     other = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
+import numpy as np
 import optuna
 import plotly.io
 from optuna import visualization
@@ -20,10 +20,11 @@ from common.files import CommandError, RunFiles, atomic_write
 from image_data.facts import MNIST
 from image_data.fetch import sha256_of
 from tools.intervals import mean_and_interval
+from tools.output import rendered
 from tools.trainings import threads_each
 from tools.tune.space import starting_point
 from tools.tune.storage import ELSEWHERE, open_storage, open_study, using_storage
-from tools.tune.workers import CONFIRM_SEED, Job, Progress, best_trials, finished, run_workers
+from tools.tune.workers import CONFIRM_SEED, Job, best_trials, progress_of, run_workers, states_of
 from training.config import TrainConfig, read_config_file
 
 SHOWN = 8  # trials in the table
@@ -38,12 +39,12 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
     raw = config.ensure_data() / "MNIST" / "raw"
     data = {kind: sha256_of(raw / f"train-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")}
     data_dir = str(config.data_folder.resolve())
+    own_place = config.data_dir is not None or config.dataset != MNIST.name
     toml, page = (files.metrics.with_name(f"{files.name}.{ending}") for ending in ("toml", "html"))
     url = args.storage or f"sqlite:///{quote(str(toml.with_suffix('.db').resolve()))}"
     with using_storage(url):
         storage = open_storage(url)
-        recipe = {"fixed": fixed, "space": space, "data": data}
-        study = open_study(storage, config.run_name, recipe)
+        study = open_study(storage, config.run_name, {"fixed": fixed, "space": space, "data": data})
         done = len(study.get_trials(deepcopy=False))
         if not done:
             study.enqueue_trial(starting_point(space))
@@ -51,28 +52,31 @@ def tune(args: argparse.Namespace, config: TrainConfig, space: dict[str, Any]) -
             storage=url,
             study=study.study_name,
             trials=args.trials,
-            config=replace(config, threads=config.threads or threads_each(args.workers)),
-            data_dir=data_dir,
+            config=replace(config, threads=config.threads or threads_each(args.workers), data_dir=data_dir),
             # one worker draws the same again from the same seed; of several, here or on other machines, each must
             # draw something else
             sampler_seed=config.seed + done if args.workers == 1 and args.storage is None else None,
         )
-        run_workers(study, job, args.workers, Progress(study, args.trials))
+        run_workers(study, job, args.workers, progress_of(study, args.trials))
         best = best_trials(study)
         if not best:
             raise CommandError("no trial was trained to its end; narrow the --space to lower rates")
         tables = {"Best trials": trial_table(best[:SHOWN], space)}
-        own_place = config.data_dir is not None or config.dataset != MNIST.name
         write_settings(toml, study, best[0], data_dir if own_place else None)
         write_report(page, study, tables)
         print_table(tables["Best trials"])
         if args.confirm:
             seeds = range(CONFIRM_SEED + 1, CONFIRM_SEED + 1 + args.confirm)
-            rivals = open_study(storage, f"{study.study_name}_confirm_{best[0].number}", recipes_to_compare(best[0]))
-            queue_seeds(rivals, seeds)
+            recipes = recipes_to_compare(best[0])
+            rivals = open_study(storage, f"{study.study_name}_confirm_{best[0].number}", recipes)
+            trials = [trial for trial in rivals.get_trials(deepcopy=False) if trial.state.name != "FAIL"]
+            present = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+            for wanted in [{"recipe": recipe, "seed": seed} for seed in seeds for recipe in recipes]:
+                if wanted not in present:  # neither done nor under way nor queued
+                    rivals.enqueue_trial(wanted)
             print(f"\nTrial {best[0].number} against the specification, {args.confirm} new seeds:", flush=True)
             job = replace(job, study=rivals.study_name, trials=0)
-            run_workers(rivals, job, args.workers, Progress(rivals, 2 * len(seeds)))
+            run_workers(rivals, job, args.workers, progress_of(rivals, 2 * len(seeds)))
             title = f"Trial {best[0].number} and the specification, {config.epochs} epochs, {args.confirm} new seeds"
             tables[title] = confirmation_table(rivals, seeds)
             write_report(page, study, tables)
@@ -88,41 +92,28 @@ def trial_table(trials: Sequence[FrozenTrial], space: Mapping[str, Any]) -> list
         ["validation [%]", *(f"{trial.value:.2f}" for trial in trials)],
         ["seed", *(str(trial.user_attrs["settings"]["seed"]) for trial in trials)],
     ]
-    searched = [key for key in space if any(key in trial.params for trial in trials)]
-    return rows + [[key, *(_short(trial.params.get(key)) for trial in trials)] for key in searched]
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value).lower()
+    for key in space:
+        if any(key in trial.params for trial in trials):
+            values = [trial.params.get(key, "-") for trial in trials]
+            rows.append([key, *(f"{v:.3g}" if isinstance(v, float) else str(v).lower() for v in values)])
+    return rows
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     print()
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print(f"{row[0]:<{widths[0]}}  {'  '.join(cells)}".rstrip())
+    first_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for first, *cells in rows:
+        print("  ".join([first.ljust(first_width), *map(str.rjust, cells, widths)]).rstrip())
 
 
 def write_settings(path: Path, study: optuna.Study, best: FrozenTrial, data_dir: str | None) -> None:
     """Write what ``main.py --config`` needs to train the trial ``best`` again, bit for bit."""
-    settings = best.user_attrs["settings"] | {"name": path.stem}
-    if data_dir is not None:
-        settings["data_dir"] = data_dir
+    settings = best.user_attrs["settings"] | {"name": path.stem, "data_dir": data_dir}
     made_with = best.user_attrs["environment"]
-    done = finished(study.get_trials(deepcopy=False))
-    lines = [
-        f"# The best of {done} trials of {study.study_name} is trial {best.number}:"
-        f" {best.value:.2f} % of {settings['val_split']:,} held-out images.",
-        "# " + ", ".join(f"{key} {made_with[key]}" for key in ("torch", "device", "threads", "platform")),
-        "# The same network again:                     python main.py --config FILE",
-        "# With these settings, on all the images:     python main.py --config FILE --val_split 0",
-        *(f"{key} = {json.dumps(value)}" for key, value in settings.items() if value is not None),
-    ]
+    done = states_of(study)["DONE"]
+    known = {"done": done, "study": study.study_name, "best": best, "made_with": made_with, "settings": settings}
     with atomic_write(path) as file:
-        file.write(("\n".join(lines) + "\n").encode())
+        file.write(rendered(Path(__file__).with_name("settings.txt"), **known, dumps=json.dumps).encode())
 
 
 def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[Sequence[str]]]) -> None:
@@ -138,59 +129,44 @@ def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[
         "Importance of each setting": visualization.plot_param_importances(study, target_name=name),
         "The better half of the trials": visualization.plot_parallel_coordinate(study_of_better, target_name=name),
     }
-    # The better half fills the plots: a trial that learnt nothing would press the others into one line.
+    plots["Accuracy after every epoch"].update_layout(xaxis={"title": "epochs", "dtick": 1}, yaxis_title=name)
+    # The better half fills the first three: a trial that learnt nothing would press the others into one line.
     final = [trial.value or 0.0 for trial in better]
     all_epochs = [value for trial in better for value in trial.intermediate_values.values()]
-    shown_values = {"History": final, "Accuracy after every epoch": all_epochs, "Each setting by itself": final}
-    for heading, values in shown_values.items():
+    for plot, values in zip(plots.values(), (final, all_epochs, final), strict=False):
         margin = 0.1 * (max(values) - min(values)) + 0.01
-        plots[heading].update_yaxes(range=[min(values) - margin, max(values) + margin])
-    plots["Accuracy after every epoch"].update_layout(xaxis={"title": "epochs", "dtick": 1}, yaxis_title=name)
-
+        plot.update_yaxes(range=[min(values) - margin, max(values) + margin])
     parts: dict[str, str] = {}
     for heading, plot in plots.items():
         plot.update_layout(title=None, margin={"t": 30})
         parts[heading] = plotly.io.to_html(plot, full_html=False, include_plotlyjs=not parts)
-    template = jinja2.Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"), autoescape=True)
+    known = {"title": f"Tuning of {study.study_name}", "tables": tables, "plots": parts}
     with atomic_write(path) as file:
-        file.write(template.render(title=f"Tuning of {study.study_name}", tables=tables, plots=parts).encode())
+        file.write(rendered(Path(__file__).with_name("report.html"), **known).encode())
 
 
 def recipes_to_compare(best: FrozenTrial) -> dict[str, dict[str, Any]]:
     """The settings of the trial ``best``, and the specification's for as many epochs of the same network and images."""
     tuned = best.user_attrs["settings"]
     common = {key: tuned[key] for key in ("model", "epochs", "val_split")}
-    specification = TrainConfig(**(read_config_file("reference") | common))
-    return {"tuned": tuned, "specification": {key: getattr(specification, key) for key in tuned}}
-
-
-def queue_seeds(study: optuna.Study, seeds: Sequence[int]) -> None:
-    """Queue the runs of every recipe and seed that are neither done nor under way nor queued."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "FAIL"]
-    present = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
-    for seed in seeds:
-        for recipe in study.user_attrs["recipe"]:
-            wanted = {"recipe": recipe, "seed": seed}
-            if wanted not in present:
-                study.enqueue_trial(wanted)
+    specification = asdict(TrainConfig(**(read_config_file("reference") | common)))
+    return {"tuned": tuned, "specification": {key: specification[key] for key in tuned}}
 
 
 def confirmation_table(study: optuna.Study, seeds: Sequence[int]) -> list[list[str]]:
     """A row a recipe: mean and standard deviation on validation and test images, n; and the difference."""
-    accuracies: dict[tuple[str, int], tuple[float, float]] = {}
+    found: dict[str, dict[int, np.ndarray]] = {recipe: {} for recipe in study.user_attrs["recipe"]}
     for trial in best_trials(study):
-        accuracies[trial.params["recipe"], trial.params["seed"]] = trial.value or 0.0, trial.user_attrs["test_accuracy"]
+        accuracies = np.array([trial.value, trial.user_attrs["test_accuracy"]])
+        found[trial.params["recipe"]][trial.params["seed"]] = accuracies
     rows = [["mean and standard deviation [%]", "validation", "test", "n"]]
-    for recipe in study.user_attrs["recipe"]:
-        found = [accuracies[recipe, seed] for seed in seeds if (recipe, seed) in accuracies]
-        spreads = [mean_and_interval([pair[split] for pair in found])[:2] for split in (0, 1) if found]
-        cells = [f"{mean:.3f} +- {deviation:.3f}" for mean, deviation in spreads]
-        without = f" ({len(seeds) - len(found)} diverged or lost)" if len(found) < len(seeds) else ""
-        rows.append([recipe, *(cells or ["-", "-"]), f"{len(found)}{without}"])
-    both = [seed for seed in seeds if {("tuned", seed), ("specification", seed)} <= accuracies.keys()]
-    if both:
-        pairs = [(accuracies["tuned", seed], accuracies["specification", seed]) for seed in both]
-        gains = [mean_and_interval([tuned[split] - other[split] for tuned, other in pairs]) for split in (0, 1)]
-        cells = [f"{mean:+.3f} +- {half:.3f}" for mean, _, half in gains]
-        rows.append(["difference seed by seed, 95 % interval", *cells, str(len(both))])
+    for recipe, by_seed in found.items():
+        measured = [by_seed[seed] for seed in seeds if seed in by_seed]
+        cells = ["{:.3f} +- {:.3f}".format(*mean_and_interval(column)) for column in zip(*measured, strict=True)]
+        without = f" ({len(seeds) - len(measured)} diverged or lost)" if len(measured) < len(seeds) else ""
+        rows.append([recipe, *(cells or ["-", "-"]), f"{len(measured)}{without}"])
+    tuned, other = found["tuned"], found["specification"]
+    if gains := [tuned[seed] - other[seed] for seed in seeds if seed in tuned and seed in other]:
+        cells = ["{0:+.3f} +- {2:.3f}".format(*mean_and_interval(column)) for column in zip(*gains, strict=True)]
+        rows.append(["difference seed by seed, 95 % interval", *cells, str(len(gains))])
     return rows

@@ -1,6 +1,6 @@
 """The workers of a study: processes, here or on another machine, that take trials from its database.
 
-``run_workers`` starts those of this machine, waits for them, stops them; ``Progress`` tells what they have come to.
+``run_workers`` starts those of this machine, waits for them, stops them; ``progress_of`` tells what they have come to.
 """
 
 import contextlib
@@ -12,10 +12,9 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import optuna
@@ -25,8 +24,8 @@ from common.cli import silent
 from common.files import CommandError, UsageError
 from data_utils import load_data
 from imports import nn
-from tools.tune.space import suggest
-from tools.tune.storage import open_storage, try_again, using_storage
+from tools.tune.space import ONLY_WITH, TYPES
+from tools.tune.storage import open_storage, using_storage
 from training.config import TrainConfig
 from training.machine import resolve_device
 from training.report import TrainingError
@@ -34,9 +33,8 @@ from training.run import StoppedError, nobody_listens
 from training.setup import prepare_run
 from training.step import evaluate
 
-# A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on. Not the worst
-# half, and not sooner: while the rate is high the accuracy says little of what annealing will make of it
-# (docs/tune.md).
+# A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on; docs/tune.md
+# tells why no more and no sooner.
 KEPT_PERCENT = 75.0
 RANDOM_TRIALS = 10  # before the sampler and the pruner have enough to learn from
 CONFIRM_SEED = 1_000_000  # the seeds of --confirm come after this one, the trials' before
@@ -47,21 +45,20 @@ class Job:
     storage: str
     study: str
     trials: int  # to be finished; 0: those that wait
-    config: TrainConfig  # of which epochs, threads and device count
-    data_dir: str
+    config: TrainConfig  # of which epochs, threads, device and data_dir count
     sampler_seed: int | None = None
 
     def left(self, study: optuna.Study) -> tuple[int, int]:
         """How many trials of the study are neither done nor under way, and how many are under way anywhere."""
-        trials = study.get_trials(deepcopy=False)
-        states = Counter(trial.state.name for trial in trials)
-        to_come = self.trials - finished(trials) - states["RUNNING"] if self.trials else states["WAITING"]
+        states = states_of(study)
+        to_come = self.trials - states["DONE"] - states["RUNNING"] if self.trials else states["WAITING"]
         return max(to_come, 0), states["RUNNING"]
 
 
-def finished(trials: Sequence[FrozenTrial]) -> int:
-    """How many of ``trials`` are done: those that were pruned count, those that were lost do not."""
-    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
+def states_of(study: optuna.Study) -> Counter[str]:
+    """How many trials are of each state, and "DONE": those that were pruned count, those that were lost do not."""
+    states = Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
+    return states + Counter(DONE=states["COMPLETE"] + states["PRUNED"])
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -83,10 +80,8 @@ def work(job: Job, troubles: Connection) -> None:
     try:
         with using_storage(job.storage):
             Worker(job, stop_requested).run()
-    except UsageError as error:
-        troubles.send((2, str(error)))
-    except (CommandError, OSError) as error:
-        troubles.send((1, str(error)))
+    except (UsageError, CommandError, OSError) as error:
+        troubles.send((2 if isinstance(error, UsageError) else 1, str(error)))
 
 
 class Worker:
@@ -154,7 +149,7 @@ class Worker:
         settings["seed"] = trial.suggest_int("seed", CONFIRM_SEED, 2 * CONFIRM_SEED)
         accuracy, model = self.train(trial, settings, nobody_listens)
         device = next(model.parameters()).device
-        test = load_data(TrainConfig(data_dir=self.job.data_dir), device, silent).test
+        test = load_data(TrainConfig(data_dir=self.job.config.data_dir), device, silent).test
         assert test is not None
         trial.set_user_attr("test_accuracy", round(evaluate(model, test, device)[1], 4))
         return accuracy
@@ -168,21 +163,37 @@ class Worker:
         settings["threads"], settings["device"] = self.job.config.threads, str(device)
         trial.set_user_attr("settings", settings)
         with tempfile.TemporaryDirectory() as output_dir, contextlib.redirect_stderr(io.StringIO()):  # no progress bar
-            config = TrainConfig(**settings, name="trial", data_dir=self.job.data_dir, output_dir=output_dir)
+            config = TrainConfig(**settings, name="trial", data_dir=self.job.config.data_dir, output_dir=output_dir)
             config.files.make_folders()
             run = prepare_run(config, device, log=silent, with_test=False)
             run.stop_requested, run.after_epoch = self.stop_requested, after_epoch
-            versions = run.metrics["environment"] | {"optuna": optuna.__version__}
-            trial.set_user_attr("environment", versions)
+            trial.set_user_attr("environment", run.metrics["environment"] | {"optuna": optuna.__version__})
             try:
                 run.train()
             except TrainingError as error:
                 trial.set_user_attr("diverged", str(error))
                 raise optuna.TrialPruned from None  # the sampler learns from it, as it does not from a failed trial
             except StoppedError:
-                try_again(self.study, self.study.get_trials()[trial.number])
+                queue_again = self.storage.get_heartbeat_stale_trial_callback()
+                assert queue_again is not None
+                queue_again(self.study, self.study.get_trials()[trial.number])
                 raise
         return run.metrics["val_acc"][-1], run.result
+
+
+def suggest(trial: optuna.Trial, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """One value of every setting in ``space`` that has an effect with the others, and with those in ``fixed``."""
+    chosen: dict[str, Any] = {}
+    for key, values in space.items():
+        if key in ONLY_WITH:
+            needed, allowed = ONLY_WITH[key]
+            if {**fixed, **chosen}[needed] not in allowed:
+                continue
+        if isinstance(values, list):
+            chosen[key] = trial.suggest_categorical(key, values)
+        else:
+            chosen[key] = (trial.suggest_int if TYPES[key] is int else trial.suggest_float)(key, **values)
+    return chosen
 
 
 def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[], None]) -> None:
@@ -204,15 +215,22 @@ def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[]
             progress()
             time.sleep(0.5)
     finally:
-        stop(workers)
+        try:  # they give back the trials under way; a second interrupt ends them at once
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join()
+        except KeyboardInterrupt:
+            for worker in workers:
+                worker.kill()
+            raise
     progress()
     found = set()  # exit status and line of those that did not end well
     while told.poll():
         found.add(told.recv())
     for worker in workers:
         if code := worker.exitcode:
-            reason = signal.Signals(-code).name if code < 0 else code
-            found.add((1, f"worker {worker.pid} ended early ({reason})"))
+            found.add((1, f"worker {worker.pid} ended early ({signal.Signals(-code).name if code < 0 else code})"))
     if any(job.left(study)):
         status, line = max(found, default=(1, "the workers ended early"))
         raise UsageError(line) if status == 2 else CommandError(f"{line}; the same command goes on")
@@ -220,47 +238,29 @@ def run_workers(study: optuna.Study, job: Job, count: int, progress: Callable[[]
         print(f"Note: {line}; {'its trial was tried again' if 'ended early' in line else 'the others went on'}.")
 
 
-def stop(workers: Sequence[BaseProcess]) -> None:
-    """Have them give back the trials under way, and wait for them; a second interrupt ends them at once."""
-    try:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
-    except KeyboardInterrupt:
-        for worker in workers:
-            worker.kill()
-        raise
+def progress_of(study: optuna.Study, wanted: int) -> Callable[[], None]:
+    """Prints a line for every trial that ended: its value, how many are done and pruned, the best, the time left."""
+    told = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    before, began = states_of(study)["DONE"], time.monotonic()
+    if before:
+        print(f"Going on with {study.study_name}: {before} of {wanted} trials are done.", flush=True)
 
+    def tell() -> None:
+        for trial in study.get_trials(deepcopy=False):
+            if not trial.state.is_finished() or trial.number in told:
+                continue
+            told.add(trial.number)
+            states, best = states_of(study), best_trials(study)
+            done = states["DONE"]
+            line = f"{what_became_of(trial)} | {done} of {wanted} done, {states['PRUNED']} pruned"
+            if best and "recipe" not in best[0].params:
+                line += f" | best {best[0].value:.2f} % (trial {best[0].number})"
+            if before < done < wanted:
+                left = (time.monotonic() - began) / (done - before) * (wanted - done)
+                line += f" | about {left / 60:.0f} min left" if left >= 60 else f" | about {left:.0f} s left"
+            print(line, flush=True)
 
-class Progress:
-    """A line for every trial that ends: its value, how many are done and pruned, the best so far, the time left."""
-
-    def __init__(self, study: optuna.Study, wanted: int) -> None:
-        self.study, self.wanted = study, wanted
-        trials = study.get_trials(deepcopy=False)
-        self.told = {trial.number for trial in trials if trial.state.is_finished()}
-        self.before, self.began = finished(trials), time.monotonic()
-        if self.before:
-            print(f"Going on with {study.study_name}: {self.before} of {wanted} trials are done.", flush=True)
-
-    def __call__(self) -> None:
-        trials = self.study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.state.is_finished() and trial.number not in self.told:
-                self.told.add(trial.number)
-                print(f"{what_became_of(trial)} | {self._summary(trials)}", flush=True)
-
-    def _summary(self, trials: Sequence[FrozenTrial]) -> str:
-        done = finished(trials)
-        line = f"{done} of {self.wanted} done, {sum(trial.state.name == 'PRUNED' for trial in trials)} pruned"
-        best = best_trials(self.study)
-        if best and "recipe" not in best[0].params:
-            line += f" | best {best[0].value:.2f} % (trial {best[0].number})"
-        if self.before < done < self.wanted:
-            left = (time.monotonic() - self.began) / (done - self.before) * (self.wanted - done)
-            line += f" | about {left / 60:.0f} min left" if left >= 60 else f" | about {left:.0f} s left"
-        return line
+    return tell
 
 
 def what_became_of(trial: FrozenTrial) -> str:
