@@ -77,10 +77,10 @@ export function startAnswers() {
   /**
    * Show an answer of /api/predict.
    *
-   * `reader`: the network that read the picture, whose answer then leads; `lead`: what the headline begins with;
-   * `told(winner, others, detail)`: the line below it, of what was found.
+   * `reader`: the network that read the picture, whose answer then leads; `told(winner, others, detail)`: the
+   * line below the headline, of what was found.
    */
-  function show({ predictions, input }, { reader = null, lead = "", told = (winner, others, detail) => detail } = {}) {
+  function show({ predictions, input }, { reader = null, told = (winner, others, detail) => detail } = {}) {
     showProblem(null);
     seen = input;
     paintDigit($("seen"), input);
@@ -101,14 +101,13 @@ export function startAnswers() {
     const others = answers.length - agreeing.length;
     const agree = answers.length === 1 ? `${answers[0][0]} says ${winner}` : `All ${answers.length} say ${winner}`;
     const vote = others ? `${agreeing.length} of ${answers.length} ${agreeing.length === 1 ? "says" : "say"} ${winner}` : agree;
-    const headline = unsure ? `Unsure, perhaps ${winner}` : vote;
     $("digit").textContent = unsure ? "?" : winner;
     $("digit").classList.remove("idle");
     $("digit").classList.toggle("unsure", unsure === true);
-    setText("headline", lead + headline);
+    setText("headline", unsure ? `Unsure, perhaps ${winner}` : vote);
     const lowest = Math.min(...answers.map(([, { probabilities }]) => Math.max(...probabilities)));
     let detail = others ? `They disagree: ${[...votes.keys()].sort().join(", ")}.` : `The least certain is ${sure(lowest)} sure.`;
-    if (unsure) detail = `${vote}. This may be no digit.`;
+    if (unsure) detail = `${vote}, but it may be no digit.`;
     setText("detail", told(winner, others, detail));
   }
 

@@ -152,8 +152,8 @@ export function startDraw() {
     count = of.kind === "strokes" ? (answer.count ?? 1) : 1;
     answers.show(answer, {
       reader: of.answer?.name,
-      lead: digits.length > 1 ? `Digit ${of.chosen + 1} of ${digits.length}: ` : "",
       told(winner, others, detail) {
+        if (digits.length > 1) return `Digit ${of.chosen + 1} of ${digits.length}. ${detail}`;
         if (count > 1) return `${count} digits are seen; this is the largest.`;
         if (of.kind !== "digit") return detail;
         return `Test image ${number(of.index)}; it is labelled ${of.label}${`${of.label}` === winner && !others ? "" : `. ${detail}`}`;

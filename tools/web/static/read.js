@@ -6,6 +6,25 @@ import { setText } from "./answers.js";
 const NEAR = 24; // pixels beside a box that still choose it: small digits are hard to hit
 const PAD = 0.07; // of a box's height, around it: the line is not to cover the ink
 
+/** Where an answer of this size may stand at a box: best first. */
+function spots([left, top, width, height], [wide, high]) {
+  const [right, bottom] = [left + width, top + height];
+  const [middle, centre] = [left + (width - wide) / 2, top + (height - high) / 2];
+  const [outer, farther] = [left - wide / 2, right - wide / 2];
+  return [
+    ...[middle, left, right - wide].flatMap((x) => [[x, top - high], [x, bottom]]),
+    ...[top, centre, bottom - high].flatMap((y) => [[right, y], [left - wide, y]]),
+    ...[outer, farther].flatMap((x) => [[x, top - high / 2], [x, bottom - high / 2]]),
+    [left, top],
+  ].map(([x, y]) => [x, y, wide, high]);
+}
+
+function overlap([x, y, width, height], [left, top, wide, high]) {
+  const across = Math.min(x + width, left + wide) - Math.max(x, left);
+  const down = Math.min(y + height, top + high) - Math.max(y, top);
+  return across > 0 && down > 0 ? across * down : 0;
+}
+
 const $ = (id) => document.getElementById(id);
 
 /** The 784 grey levels of a digit that was read. */
@@ -23,8 +42,9 @@ export function startReading(said, choose) {
   /** Show `source`, or the drawing if it is null. */
   function show(source) {
     $("layout").classList.toggle("reading", source !== null);
-    picture.classList.toggle("busy", source !== null && !source.answer && !source.refused);
-    picture.setAttribute("aria-busy", `${picture.classList.contains("busy")}`);
+    const busy = source !== null && !source.answer && !source.refused;
+    picture.classList.toggle("busy", busy);
+    picture.setAttribute("aria-busy", `${busy}`);
     if (source === null) {
       shown = made = null;
       return;
@@ -36,6 +56,7 @@ export function startReading(said, choose) {
     $("unshown").hidden = source.image !== null;
     const { width, height } = source.image ? sides(source.image) : (source.answer ?? { width: 1, height: 1 });
     picture.style.setProperty("--ratio", width / height);
+    $("read").hidden = source.refused;
     if (made !== source.answer || made === null) {
       made = source.answer;
       makeBoxes();
@@ -79,27 +100,32 @@ export function startReading(said, choose) {
     return [x, y, Math.min(made.width, left + width + pad) - x, Math.min(made.height, top + height + pad) - y];
   }
 
-  /** Put each answer where it covers no digit: above its box, below it, beside it, or in its corner if all are taken. */
+  /** Put each answer beside its box, where it covers least of the other digits. */
   function place() {
     if (!made || !boxes.clientWidth) return;
     const scale = boxes.clientWidth / made.width;
-    const taken = made.digits.map(({ box }) => padded(box).map((side) => side * scale));
-    const meets = ([x, y, w, h]) => x < 0 || y < 0 || x + w > boxes.clientWidth || y + h > boxes.clientHeight
-      || taken.some(([left, top, width, height]) => x < left + width && left < x + w && y < top + height && top < y + h);
+    const digits = made.digits.map(({ box }) => box.map((side) => side * scale));
+    const heights = digits.map(([, , , height]) => height).sort((a, b) => a - b);
+    const font = Math.min(Math.max(0.36 * heights[heights.length >> 1], 10), 20);
+    boxes.style.setProperty("--sign", `${font}px`);
+    const [right, bottom] = [boxes.clientWidth, boxes.clientHeight];
+    const signs = [];
     buttons.forEach((button, index) => {
-      const [left, top, width, height] = taken[index];
-      const font = Math.min(Math.max(0.4 * height, 10), 17);
-      const [wide, high] = [0.62 * font * button.firstChild.textContent.length + 0.5 * font, 1.25 * font];
-      const middle = left + width / 2 - wide / 2;
-      const places = {
-        above: [middle, top - high, wide, high - 0.1], below: [middle, top + height + 0.1, wide, high],
-        right: [left + width + 0.1, top, wide, high], left: [left - wide - 0.1, top, wide, high],
-      };
-      const where = Object.keys(places).find((side) => !meets(places[side])) ?? "corner";
-      if (where !== "corner") taken.push(places[where]);
-      button.style.setProperty("--sign", `${font}px`);
-      button.dataset.sign = where;
-      button.classList.toggle("small", height < 30);
+      const sign = button.firstChild;
+      const size = [sign.offsetWidth, sign.offsetHeight];
+      const around = padded(made.digits[index].box).map((side) => side * scale);
+      let [best, least] = [null, Infinity];
+      for (const spot of spots(around, size)) {
+        if (spot[0] < 0 || spot[1] < 0 || spot[0] + spot[2] > right || spot[1] + spot[3] > bottom) continue;
+        const covered = digits.reduce((sum, digit, other) => sum + (other === index ? 0.5 : 1) * overlap(spot, digit), 0)
+          + signs.reduce((sum, other) => sum + 2 * overlap(spot, other), 0);
+        if (covered < least) [best, least] = [spot, covered];
+      }
+      best ??= around; // a sign larger than the picture
+      signs.push(best);
+      sign.style.left = `${best[0] - around[0] - button.clientLeft}px`;
+      sign.style.top = `${best[1] - around[1] - button.clientTop}px`;
+      button.classList.toggle("small", digits[index][3] < 28);
     });
   }
 
@@ -154,7 +180,7 @@ export function startReading(said, choose) {
   function showText() {
     $("copy").disabled = made === null;
     if (!made) {
-      setText("found", "");
+      setText("found", "Reading …");
       $("text").replaceChildren();
       return;
     }
