@@ -4,7 +4,22 @@ import { h, percent } from "./common.js";
 import { setText } from "./answers.js";
 
 const NEAR = 24; // pixels beside a box that still choose it: small digits are hard to hit
+const CROWDED = 0.25; // of the answers have no place of their own
 const PAD = 0.07; // of a box's height, around it: the line is not to cover the ink
+
+/** A digit as ink on a transparent canvas, without what lies around it. */
+function inkOf(digit) {
+  const levels = formOf(digit);
+  const dark = [...levels.keys()].filter((place) => levels[place] > 0);
+  const [columns, rows] = [dark.map((place) => place % 28), dark.map((place) => Math.floor(place / 28))];
+  const [left, top] = [Math.min(...columns), Math.min(...rows)];
+  const [width, height] = [Math.max(...columns) - left + 1, Math.max(...rows) - top + 1];
+  const image = new ImageData(width, height);
+  dark.forEach((place, index) => { image.data[4 * ((rows[index] - top) * width + columns[index] - left) + 3] = levels[place]; });
+  const canvas = h("canvas", { width, height });
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas;
+}
 
 /** Where an answer of this size may stand at a box: best first. */
 function spots([left, top, width, height], [wide, high]) {
@@ -84,6 +99,7 @@ export function startReading(said, choose) {
       const sign = h("span", { class: "sign", text: digit.unsure ? "?" : answerOf(digit) });
       const button = h("button", { type: "button", class: digit.unsure ? "box unsure" : "box", title: name, "aria-label": name,
         "aria-pressed": "false", onclick: () => choose(place), onfocus: () => rove(place) }, sign);
+      if (!shown) button.append(inkOf(digit));
       const [left, top, width, height] = padded(digit.box);
       for (const [side, share] of Object.entries({
         left: left / made.width, top: top / made.height, width: width / made.width, height: height / made.height,
@@ -100,33 +116,33 @@ export function startReading(said, choose) {
     return [x, y, Math.min(made.width, left + width + pad) - x, Math.min(made.height, top + height + pad) - y];
   }
 
-  /** Put each answer beside its box, where it covers least of the other digits. */
+  /**
+   * Put each answer beside its box, where it covers least of the other digits. Where many would cover some, the page is
+   * crowded: then answers show at the unsure digits, at the chosen one and under the pointer; the text has them all.
+   */
   function place() {
     if (!made || !boxes.clientWidth) return;
     const scale = boxes.clientWidth / made.width;
     const digits = made.digits.map(({ box }) => box.map((side) => side * scale));
     const heights = digits.map(([, , , height]) => height).sort((a, b) => a - b);
-    const font = Math.min(Math.max(0.36 * heights[heights.length >> 1], 10), 20);
-    boxes.style.setProperty("--sign", `${font}px`);
-    const [right, bottom] = [boxes.clientWidth, boxes.clientHeight];
+    boxes.style.setProperty("--sign", `${Math.min(Math.max(0.36 * heights[heights.length >> 1], 10), 20)}px`);
     const signs = [];
+    let covering = 0;
     buttons.forEach((button, index) => {
-      const sign = button.firstChild;
-      const size = [sign.offsetWidth, sign.offsetHeight];
+      const { offsetWidth: wide, offsetHeight: high } = button.firstChild;
       const around = padded(made.digits[index].box).map((side) => side * scale);
-      let [best, least] = [null, Infinity];
-      for (const spot of spots(around, size)) {
-        if (spot[0] < 0 || spot[1] < 0 || spot[0] + spot[2] > right || spot[1] + spot[3] > bottom) continue;
-        const covered = digits.reduce((sum, digit, other) => sum + (other === index ? 0.5 : 1) * overlap(spot, digit), 0)
-          + signs.reduce((sum, other) => sum + 2 * overlap(spot, other), 0);
-        if (covered < least) [best, least] = [spot, covered];
-      }
-      best ??= around; // a sign larger than the picture
+      const cost = (spot) => digits.reduce((sum, digit, other) => sum + (other === index ? 0.5 : 1) * overlap(spot, digit), 0)
+        + signs.reduce((sum, other) => sum + 2 * overlap(spot, other), 0);
+      const inside = ([x, y]) => x >= 0 && y >= 0 && x + wide <= boxes.clientWidth && y + high <= boxes.clientHeight;
+      const [best, cover] = spots(around, [wide, high]).filter(inside).map((spot) => [spot, cost(spot)])
+        .reduce((least, next) => (next[1] < least[1] ? next : least), [[...around.slice(0, 2), wide, high], Infinity]);
       signs.push(best);
-      sign.style.left = `${best[0] - around[0] - button.clientLeft}px`;
-      sign.style.top = `${best[1] - around[1] - button.clientTop}px`;
+      covering += cover > 0.2 * wide * high;
+      button.firstChild.style.left = `${best[0] - around[0] - button.clientLeft}px`;
+      button.firstChild.style.top = `${best[1] - around[1] - button.clientTop}px`;
       button.classList.toggle("small", digits[index][3] < 28);
     });
+    boxes.classList.toggle("crowded", covering > CROWDED * buttons.length);
   }
 
   new ResizeObserver(() => requestAnimationFrame(place)).observe(boxes);
