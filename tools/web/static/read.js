@@ -4,7 +4,8 @@ import { h, percent } from "./common.js";
 import { setText } from "./answers.js";
 
 const NEAR = 24; // pixels beside a box that still choose it: small digits are hard to hit
-const CROWDED = 0.25; // of the answers have no place of their own
+const LATER = 0.02; // of an answer's area: what it may cover rather than stand in a later spot
+const [COVERS, CROWDED] = [0.15, 0.2]; // a page where this share of the answers would cover so much is crowded
 const PAD = 0.07; // of a box's height, around it: the line is not to cover the ink
 
 /** A digit as ink on a transparent canvas, without what lies around it. */
@@ -27,7 +28,7 @@ function spots([left, top, width, height], [wide, high]) {
   const [middle, centre] = [left + (width - wide) / 2, top + (height - high) / 2];
   const [outer, farther] = [left - wide / 2, right - wide / 2];
   return [
-    ...[middle, left, right - wide].flatMap((x) => [[x, top - high], [x, bottom]]),
+    ...[top - high, bottom].flatMap((y) => [[middle, y], [left, y], [right - wide, y]]),
     ...[top, centre, bottom - high].flatMap((y) => [[right, y], [left - wide, y]]),
     ...[outer, farther].flatMap((x) => [[x, top - high / 2], [x, bottom - high / 2]]),
     [left, top],
@@ -125,21 +126,25 @@ export function startReading(said, choose) {
     const scale = boxes.clientWidth / made.width;
     const digits = made.digits.map(({ box }) => box.map((side) => side * scale));
     const heights = digits.map(([, , , height]) => height).sort((a, b) => a - b);
-    boxes.style.setProperty("--sign", `${Math.min(Math.max(0.36 * heights[heights.length >> 1], 10), 20)}px`);
+    boxes.style.setProperty("--sign", `${Math.min(Math.max(0.32 * heights[heights.length >> 1], 10), 20)}px`);
     const signs = [];
     let covering = 0;
     buttons.forEach((button, index) => {
-      const { offsetWidth: wide, offsetHeight: high } = button.firstChild;
-      const around = padded(made.digits[index].box).map((side) => side * scale);
-      const cost = (spot) => digits.reduce((sum, digit, other) => sum + (other === index ? 0.5 : 1) * overlap(spot, digit), 0)
+      const sign = button.firstChild;
+      const [wide, high] = [sign.offsetWidth, sign.offsetHeight];
+      const covered = (spot) => digits.reduce((sum, digit, other) => sum + (other === index ? 0 : overlap(spot, digit)), 0)
         + signs.reduce((sum, other) => sum + 2 * overlap(spot, other), 0);
       const inside = ([x, y]) => x >= 0 && y >= 0 && x + wide <= boxes.clientWidth && y + high <= boxes.clientHeight;
-      const [best, cover] = spots(around, [wide, high]).filter(inside).map((spot) => [spot, cost(spot)])
-        .reduce((least, next) => (next[1] < least[1] ? next : least), [[...around.slice(0, 2), wide, high], Infinity]);
+      let [best, least] = [[...digits[index].slice(0, 2), wide, high], Infinity];
+      spots(digits[index], [wide, high]).forEach((spot, rank) => {
+        const share = inside(spot) ? covered(spot) / (wide * high) + LATER * rank : Infinity;
+        if (share < least) [best, least] = [spot, share];
+      });
       signs.push(best);
-      covering += cover > 0.2 * wide * high;
-      button.firstChild.style.left = `${best[0] - around[0] - button.clientLeft}px`;
-      button.firstChild.style.top = `${best[1] - around[1] - button.clientTop}px`;
+      if (least > COVERS) covering += 1;
+      const [left, top] = padded(made.digits[index].box);
+      sign.style.left = `${best[0] - left * scale - button.clientLeft}px`;
+      sign.style.top = `${best[1] - top * scale - button.clientTop}px`;
       button.classList.toggle("small", digits[index][3] < 28);
     });
     boxes.classList.toggle("crowded", covering > CROWDED * buttons.length);
