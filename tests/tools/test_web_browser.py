@@ -82,7 +82,7 @@ def test_a_touch_is_a_dot_and_what_is_refused_takes_the_answer_away(open_page, t
     page.click("#canvas")
     page.wait_for_selector(".digit:not(.idle)")
     Image.new("L", (50, 50), 255).save(tmp_path / "blank.png")
-    with page.expect_response("**/api/predict"):
+    with page.expect_response("**/api/read"):
         page.set_input_files("#upload", tmp_path / "blank.png")
     page.wait_for_selector("#problem:not([hidden])")
     assert page.text_content("#headline") == "Waiting for a drawing"

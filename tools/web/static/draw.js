@@ -154,7 +154,7 @@ export function startDraw() {
       reader: of.answer?.name,
       told(winner, others, detail) {
         if (digits.length > 1) return `Digit ${of.chosen + 1} of ${digits.length}. ${detail}`;
-        if (count > 1) return `${count} digits are seen; this is the largest.`;
+        if (count > 1) return `${count} digits seen; this is the largest.`;
         if (of.kind !== "digit") return detail;
         return `Test image ${number(of.index)}; it is labelled ${of.label}${`${of.label}` === winner && !others ? "" : `. ${detail}`}`;
       },
