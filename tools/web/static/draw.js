@@ -173,6 +173,7 @@ export function startDraw() {
   function change(next, remember = true) {
     if (remember) history.push(source);
     source = next;
+    source.refused = false; // a picture that comes back is asked about again
     count = 1;
     refresh();
     ask();
