@@ -88,7 +88,7 @@ def test_a_touch_is_a_dot_and_what_is_refused_takes_the_answer_away(open_page, t
     with page.expect_response("**/api/read"):
         page.set_input_files("#upload", tmp_path / "blank.png")
     page.wait_for_selector("#problem:not([hidden])")
-    assert page.text_content("#headline") == "Waiting for a drawing"
+    assert page.text_content("#headline") == "Nothing was read"
     page.problems.clear()  # the console notes the 422
 
 

@@ -136,7 +136,8 @@ export function startDraw() {
 
   function refuse(of, why) {
     of.refused = of.kind === "picture" && !of.answer;
-    answers.showNothing();
+    if (of.refused) answers.showNothing("Nothing was read", of.name);
+    else answers.showNothing();
     showProblem(why);
     refresh();
   }
