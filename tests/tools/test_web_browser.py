@@ -1,14 +1,17 @@
 """The page in a real, headless Chromium. A test takes 2 to 5 s: each opens the page in a context of its own."""
 
+import base64
 import itertools
 import re
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 from tests.browser import DIGITS, draw
 from tests.measure import drawn
+from tests.photographs import page as photograph_page
 from tools.compare.__main__ import main as compare
 from visualization import load_metrics_json
 
@@ -82,10 +85,10 @@ def test_a_touch_is_a_dot_and_what_is_refused_takes_the_answer_away(open_page, t
     page.click("#canvas")
     page.wait_for_selector(".digit:not(.idle)")
     Image.new("L", (50, 50), 255).save(tmp_path / "blank.png")
-    with page.expect_response("**/api/predict"):
+    with page.expect_response("**/api/read"):
         page.set_input_files("#upload", tmp_path / "blank.png")
     page.wait_for_selector("#problem:not([hidden])")
-    assert page.text_content("#headline") == "Waiting for a drawing"
+    assert page.text_content("#headline") == "Nothing was read"
     page.problems.clear()  # the console notes the 422
 
 
@@ -208,6 +211,178 @@ def test_touch_on_a_phone(open_page, digit):
     assert 0 < seen["y"] < 740
 
 
+@pytest.fixture(scope="module")
+def page_of_numbers(test_set, tmp_path_factory):
+    """A photo of the first twelve test digits in three lines, and what stands there."""
+    images, labels = (part[:12].numpy().reshape(3, 4, *part.shape[1:]) for part in test_set)
+    path = tmp_path_factory.mktemp("photo") / "page.jpg"
+    path.write_bytes(photograph_page(images, np.random.default_rng(0)))
+    return path, ["".join(map(str, line)) for line in labels]
+
+
+def read(page, path) -> None:
+    """Let the page read a picture, until it shows what it shows."""
+    page.set_input_files("#upload", path)
+    page.wait_for_selector(".box")
+    page.wait_for_selector(".digit:not(.idle)")
+
+
+def seen_by_the_networks(page) -> list[int]:
+    levels = "[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 28, 28).data]"
+    return page.evaluate(f"{levels}.filter((level, place) => place % 4 === 0)")
+
+
+def test_a_photo_of_a_page_of_numbers(open_page, server, page_of_numbers):
+    path, lines = page_of_numbers
+    page = open_page()
+    read(page, path)
+    asked = page.request.post(f"{server}/api/read", data=path.read_bytes(), headers={"content-type": "image/jpeg"})
+    found = asked.json()
+    assert page.text_content("#text").split() == found["text"].split() == lines
+    assert page.text_content("#found") == "12 digits in 3 lines"
+    assert page.locator(".sign").all_text_contents() == list("".join(lines))
+    assert page.get_by_role("button", name=re.compile(rf"^Digit 2 of 12: {lines[0][1]}, \d+ %$")).count() == 1
+    picture, photo = page.locator("#picture").bounding_box(), found["digits"][6]["box"]
+    box, scale = (
+        page.locator(".box").nth(6).bounding_box(),
+        page.locator("#boxes").bounding_box()["width"] / found["width"],
+    )
+    assert box["x"] <= picture["x"] + 1 + photo[0] * scale  # the digit lies within its box
+    assert box["x"] + box["width"] >= picture["x"] + (photo[0] + photo[2]) * scale
+    page.locator(".box").nth(6).click()
+    answer(page, lines[1][2])
+    assert page.text_content("#detail").startswith("Digit 7 of 12. ")
+    assert page.locator(".box").nth(6).get_attribute("aria-pressed") == "true"
+    assert seen_by_the_networks(page) == list(base64.b64decode(found["digits"][6]["form"]))
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click("#copy")
+    page.wait_for_selector("#copy >> text=Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == found["text"]
+    page.click("#back")
+    page.wait_for_selector("#canvas")
+    assert is_empty(page)
+
+
+def test_boxes_by_keyboard(open_page, page_of_numbers):
+    path, lines = page_of_numbers
+    page = open_page()
+    read(page, path)
+    page.focus("#back")
+    page.keyboard.press("Shift+Tab")
+    here = "document.activeElement.getAttribute('aria-label')"
+    for key, place in (("Home", 1), ("ArrowDown", 5), ("ArrowUp", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", 12)):
+        page.keyboard.press(key)
+        assert page.evaluate(here).startswith(f"Digit {place} of 12: ")
+    page.keyboard.press("Enter")
+    answer(page, lines[2][3])
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "back"  # one stop, and not twelve
+
+
+def with_doubt(route) -> None:
+    """What the API answers, but that every network is unsure and the second digit of a picture too."""
+    found = route.fetch().json()
+    for part in [*found.get("predictions", {}).values(), *found.get("digits", [])[1:2]]:
+        part["unsure"] = True
+    route.fulfill(json=found)
+
+
+def test_unsure_is_said(open_page, page_of_numbers):
+    path, lines = page_of_numbers
+    page = open_page()
+    page.route(re.compile("/api/(predict|read)"), with_doubt)
+    draw(page, DIGITS[4])
+    page.wait_for_selector("#headline >> text=Unsure, perhaps 4")
+    assert page.text_content("#digit") == "?"
+    assert page.text_content("#detail") == "All 3 say 4, but it may be no digit."
+    assert page.locator(".network .meta").first.text_content().startswith("unsure, ")
+    read(page, path)
+    unsure = page.locator(".box.unsure")
+    assert unsure.text_content() == "?"
+    assert unsure.get_attribute("title").startswith(f"Digit 2 of 12: unsure, perhaps {lines[0][1]}, ")
+    assert unsure.evaluate("(box) => getComputedStyle(box).borderStyle") == "dashed"
+    assert page.locator("#text .unsure").text_content() == lines[0][1]
+    assert page.text_content("#found") == "12 digits in 3 lines, 1 unsure"
+
+
+def test_a_tap_beside_a_small_digit_chooses_it(open_page, page_of_numbers):
+    path, lines = page_of_numbers
+    page = open_page(**PHONE)
+    read(page, path)
+    box = page.locator(".box").nth(3).bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] + 12, box["y"] + box["height"] / 2)
+    answer(page, lines[0][3])
+    signs = page.locator(".sign").evaluate_all("(signs) => signs.map((sign) => sign.getBoundingClientRect().toJSON())")
+    inks = page.locator(".box").evaluate_all("(boxes) => boxes.map((box) => box.getBoundingClientRect().toJSON())")
+    for place, sign in enumerate(signs):  # an answer covers no other digit
+        for other, ink in enumerate(inks):
+            apart = ink["right"] <= sign["left"] + 4 or sign["right"] <= ink["left"] + 4
+            apart |= ink["bottom"] <= sign["top"] + 4 or sign["bottom"] <= ink["top"] + 4
+            assert apart or place == other
+    with page.expect_file_chooser() as chooser:
+        page.tap("label[for=camera]")
+    assert chooser.value.element.get_attribute("capture") == "environment"
+
+
+def test_a_picture_that_the_browser_cannot_show(open_page, page_of_numbers, tmp_path):
+    path, lines = page_of_numbers
+    photo = Image.open(path)
+    photo.save(tmp_path / "page.tiff")
+    page = open_page()
+    read(page, tmp_path / "page.tiff")
+    assert page.text_content("#text").split() == lines
+    assert page.is_visible("#unshown")
+    sheet = page.locator("#picture").bounding_box()
+    assert sheet["width"] / sheet["height"] == pytest.approx(photo.width / photo.height, rel=0.02)
+
+
+@pytest.mark.parametrize("way", ["paste", pytest.param("drop", marks=pytest.mark.long)])
+def test_a_picture_that_is_pasted_or_dropped(open_page, test_set, tmp_path, way):
+    images, labels = test_set
+    Image.fromarray(np.pad(drawn(images[3].numpy(), 2), 100)).save(tmp_path / "digit.png")
+    page = open_page()
+    page.evaluate(
+        """([way, encoded]) => {
+            const bytes = Uint8Array.from(atob(encoded), (sign) => sign.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], "digit.png", { type: "image/png" }));
+            const event = way === "paste" ? new ClipboardEvent(way, { clipboardData: data, bubbles: true })
+                : new DragEvent(way, { dataTransfer: data, bubbles: true, cancelable: true });
+            document.getElementById("canvas").dispatchEvent(event);
+        }""",
+        [way, base64.b64encode((tmp_path / "digit.png").read_bytes()).decode()],
+    )
+    answer(page, int(labels[3]))
+    assert page.locator(".box").count() == 1
+    page.keyboard.press("Control+z")
+    page.wait_for_selector(".digit.idle")
+    assert page.is_visible("#canvas")
+
+
+def test_a_drawing_of_two_digits_can_be_read_as_a_picture(open_page):
+    page = open_page()
+    draw(page, [[(0.5 * x, y) for x, y in stroke] for stroke in DIGITS[4]])
+    draw(page, [[(0.5 + 0.5 * x, y) for x, y in stroke] for stroke in DIGITS[7]])
+    page.click("#several >> text=Read all 2 digits")
+    page.wait_for_selector(".box")
+    assert page.text_content("#text") == "47"
+    page.click("#back")
+    page.wait_for_selector("#several:not([hidden])")
+    assert page.text_content("#detail") == "2 digits seen; this is the largest."
+    page.click("#undo")
+    page.wait_for_selector("#several", state="hidden")
+
+
+def test_what_the_server_refuses_is_said_in_its_words(open_page, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (1400, 2700, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    page = open_page()
+    page.set_input_files("#upload", tmp_path / "large.png")
+    page.wait_for_selector("#problem >> text=the body is too long; at most 10,485,760 bytes are allowed")
+    assert page.get_attribute("#picture", "aria-busy") == "false"
+    page.problems.clear()  # the console notes the 413
+
+
 def test_inside_a_network_on_demand(open_page):
     page = open_page()
     page.click("#inside summary")
@@ -225,18 +400,23 @@ def test_inside_a_network_on_demand(open_page):
 
 # each view once; the rest in the long tier
 LOOKS_FIRST = [("draw", "light", "phone"), ("compare", "dark", "phone"), ("live", "light", "desktop")]
-LOOKS_FIRST += [("api", "dark", "desktop")]
+LOOKS_FIRST += [("api", "dark", "desktop"), ("read", "light", "phone")]
 LOOKS = [
     pytest.param(*look, marks=[] if look in LOOKS_FIRST else pytest.mark.long)
-    for look in itertools.product(["draw", "compare", "live", "api"], ["light", "dark"], ["phone", "desktop"])
+    for look in itertools.product(["draw", "read", "compare", "live", "api"], ["light", "dark"], ["phone", "desktop"])
 ]
 
 
 @pytest.mark.parametrize(("view", "scheme", "device"), LOOKS)
-def test_accessible_and_never_wider_than_the_screen(open_page, view, scheme, device):
-    page = open_page(f"/#/{view}", color_scheme=scheme, **{"phone": PHONE, "desktop": DESKTOP}[device])
-    ready = {"compare": "#recall .main-svg", "live": "table", "api": ".endpoint", "draw": ".network"}
-    page.wait_for_selector(f"#{view} {ready[view]}")
+def test_accessible_and_never_wider_than_the_screen(open_page, page_of_numbers, view, scheme, device):
+    page = open_page(
+        f"/#/{'draw' if view == 'read' else view}", color_scheme=scheme, **{"phone": PHONE, "desktop": DESKTOP}[device]
+    )
+    ready = {"compare": "#recall .main-svg", "live": "table", "api": ".endpoint"}
+    page.wait_for_selector(ready.get(view, ".network"))
+    if view == "read":
+        page.route("**/api/read", with_doubt)
+        read(page, page_of_numbers[0])
     if view == "draw":
         draw(page, DIGITS[7])
         answer(page, 7)

@@ -4,6 +4,7 @@ import { h } from "./common.js";
 
 const EXAMPLES = {
   "post /api/predict": "curl -H 'Content-Type: image/png' --data-binary @seven.png ORIGIN/api/predict",
+  "post /api/read": "curl -H 'Content-Type: image/jpeg' --data-binary @page.jpg ORIGIN/api/read",
   "get /api/comparison": "curl 'ORIGIN/api/comparison?run=mnist_model_1&run=mnist_model_3'",
   "get /api/live": "curl -N ORIGIN/api/live",
   "get /api/digits/{index}": "curl ORIGIN/api/digits/7",

@@ -1,11 +1,16 @@
 // Draw a digit: the answer follows the stroke.
 
-import { color, h, number, paintDigit, percent, sure } from "./common.js";
-import { startInside } from "./inside.js";
+import { color, h, number, paintDigit } from "./common.js";
+import { setText, showProblem, startAnswers } from "./answers.js";
+import { open, toRead } from "./picture.js";
+import { formOf, startReading } from "./read.js";
+import { SIDE, drawing, onSheet, paintStrokes } from "./strokes.js";
 
-const SIDE = 280; // of the drawing that is sent
 const UNDER_WAY = 2; // requests at once; a stroke that goes on replaces the one that waits
 const STEP = 6; // of the pen by keyboard
+const SILENT = "The server does not answer. Is it still running?";
+
+const RAW = "application/octet-stream";
 
 const EMPTY = { kind: "strokes", strokes: [] };
 
@@ -13,36 +18,24 @@ export function startDraw() {
   const $ = (id) => document.getElementById(id);
   const [canvas, paper, brush] = [$("canvas"), $("paper"), $("brush")];
   const context = canvas.getContext("2d");
+  const answers = startAnswers();
+  const reading = startReading(answers.said, (chosen) => {
+    source = { ...source, chosen };
+    reading.show(source);
+    ask();
+  });
 
-  let source = EMPTY; // what is on the paper: strokes, an image, or a test digit
+  let source = EMPTY; // what is shown: strokes, an image or a test digit on the paper, or a picture that is read
   let history = [];
   let stroke = null; // the one under way
   let pen = null; // where the keyboard's pen is: { x, y, down }
   let changed = 0; // when the last change came, for the time from stroke to answer
+  let count = 1; // of the digits that the drawing shows
 
   // --- painting ---------------------------------------------------------------------------------------------------
 
-  function paintStrokes(target, strokes, scale, ink) {
-    target.strokeStyle = target.fillStyle = ink;
-    target.lineCap = target.lineJoin = "round";
-    for (const { width, points } of strokes) {
-      target.lineWidth = width * scale;
-      target.beginPath();
-      target.moveTo(points[0].x * scale, points[0].y * scale);
-      for (let i = 1; i < points.length - 1; i++) {
-        const [a, b] = [points[i], points[i + 1]]; // through the middles, so that corners are round
-        target.quadraticCurveTo(a.x * scale, a.y * scale, ((a.x + b.x) / 2) * scale, ((a.y + b.y) / 2) * scale);
-      }
-      const last = points.at(-1);
-      target.lineTo(last.x * scale, last.y * scale);
-      target.stroke();
-      target.beginPath(); // the pen's first touch: of a line that goes nowhere a canvas may paint nothing
-      target.arc(points[0].x * scale, points[0].y * scale, (width / 2) * scale, 0, 2 * Math.PI);
-      target.fill();
-    }
-  }
-
   function paint() {
+    if (source.kind === "picture") return; // it stands before the paper
     const side = Math.round(paper.clientWidth * devicePixelRatio) || SIDE;
     if (canvas.width !== side) canvas.width = canvas.height = side;
     context.clearRect(0, 0, side, side);
@@ -88,15 +81,13 @@ export function startDraw() {
 
   const isEmpty = () => source.kind === "strokes" && source.strokes.length === 0;
 
-  async function body() {
-    if (source.kind === "image") return [source.file.type, source.file];
-    if (source.kind === "digit") return ["application/octet-stream", new Uint8Array(source.pixels)];
-    const sheet = new OffscreenCanvas(SIDE, SIDE);
-    const target = sheet.getContext("2d");
-    target.fillStyle = "#000";
-    target.fillRect(0, 0, SIDE, SIDE);
-    paintStrokes(target, source.strokes, 1, "#fff");
-    return ["image/png", await sheet.convertToBlob({ type: "image/png" })];
+  /** The path to ask, and the type and the bytes to send there. */
+  async function question() {
+    if (source.kind === "picture" && !source.answer) return ["/api/read", source.type, source.file];
+    if (source.kind === "picture") return ["/api/predict", RAW, formOf(source.answer.digits[source.chosen])];
+    if (source.kind === "image") return ["/api/predict", source.file.type, source.file];
+    if (source.kind === "digit") return ["/api/predict", RAW, new Uint8Array(source.pixels)];
+    return ["/api/predict", "image/png", await drawing(source.strokes)];
   }
 
   function ask() {
@@ -105,7 +96,9 @@ export function startDraw() {
     waiting = !isEmpty();
     if (!waiting) {
       shown = asked;
-      showNothing();
+      answers.showNothing();
+    } else if (source.kind === "picture" && !source.answer) {
+      answers.showNothing("Reading the picture …", source.name);
     }
     pump();
   }
@@ -116,24 +109,22 @@ export function startDraw() {
     underWay += 1;
     const [mine, from, of] = [asked, changed, source];
     try {
-      const [type, data] = await body();
-      const response = await fetch("/api/predict", { method: "POST", headers: { "content-type": type }, body: data });
+      const [path, type, data] = await question();
+      const response = await fetch(path, { method: "POST", headers: { "content-type": type }, body: data });
       const answer = await response.json();
       if (mine > shown) {
         shown = mine;
-        if (response.ok) {
+        if (!response.ok) refuse(of, answer.detail);
+        else if (path === "/api/read") showRead(answer, of);
+        else {
           showAnswer(answer, of);
           performance.measure("stroke to answer", { start: from, end: performance.now() });
-        } else {
-          showNothing();
-          showProblem(answer.detail);
         }
       }
     } catch {
       if (mine > shown) {
         shown = mine;
-        showNothing();
-        showProblem("The server does not answer. Is it still running?");
+        refuse(of, SILENT);
       }
     } finally {
       underWay -= 1;
@@ -143,99 +134,39 @@ export function startDraw() {
 
   // --- showing ----------------------------------------------------------------------------------------------------
 
-  let seen = null; // by the networks, as they answered last
-  const offerInside = startInside(document.querySelector(".answers"), () => seen);
-  const cards = new Map();
-  const classes = new Map(); // of each network, by name
-  const said = (name, digit) => classes.get(name)?.[digit] ?? `${digit}`;
-
-  function card(name) {
-    if (!cards.has(name)) {
-      const bars = Array.from({ length: 10 }, (_, digit) => {
-        const bar = h("b");
-        return { bar, cell: h("div", {}, h("span", {}, bar), `${digit}`) };
-      });
-      const guess = h("span", { class: "guess", text: "–" });
-      const about = h("p", { class: "meta" });
-      const chart = h("div", { class: "bars", role: "img", "aria-label": "no answer yet" }, ...bars.map((b) => b.cell));
-      const root = h("article", { class: "card network" }, h("header", {}, h("h2", { text: name }), guess), about, chart);
-      $("networks").append(root);
-      cards.set(name, { root, guess, about, chart, bars, known: "" });
-    }
-    return cards.get(name);
+  function refuse(of, why) {
+    of.refused = of.kind === "picture" && !of.answer;
+    if (of.refused) answers.showNothing("Nothing was read", of.name);
+    else answers.showNothing();
+    showProblem(why);
+    refresh();
   }
 
-  function showAnswer({ predictions, input }, of) {
-    showProblem(null);
-    seen = input;
-    paintDigit($("seen"), input);
-    $("seen").setAttribute("aria-label", "The drawing as the networks see it, 28 by 28 pixels");
-    const answers = Object.entries(predictions);
-    const votes = new Map();
-    for (const [name, { digit, probabilities }] of answers) {
-      const answer = said(name, digit);
-      votes.set(answer, (votes.get(answer) ?? 0) + 1 + probabilities[digit] / 1000);
-    }
-    const [winner] = [...votes].sort((a, b) => b[1] - a[1])[0];
-    for (const [name, { digit, probabilities }] of answers) {
-      const { root, guess, about, chart, bars } = card(name);
-      guess.textContent = said(name, digit);
-      about.textContent = `${sure(probabilities[digit])} sure`;
-      root.classList.toggle("apart", said(name, digit) !== winner);
-      const best = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 3);
-      chart.setAttribute("aria-label", best.map((d) => `${said(name, d)}: ${sure(probabilities[d])}`).join(", "));
-      bars.forEach(({ bar, cell }, d) => {
-        bar.style.transform = `scaleY(${probabilities[d]})`;
-        cell.classList.toggle("top-class", d === digit);
-      });
-    }
-    for (const [name, { root }] of cards) {
-      if (!(name in predictions)) {
-        root.remove();
-        cards.delete(name);
-      }
-    }
-    $("digit").textContent = winner;
-    $("digit").classList.remove("idle");
-    const others = answers.filter(([name, { digit }]) => said(name, digit) !== winner).length;
-    const agree = answers.length === 1 ? `${answers[0][0]} says ${winner}` : `All ${answers.length} say ${winner}`;
-    setText("headline", others ? `${answers.length - others} of ${answers.length} ${answers.length - others === 1 ? "says" : "say"} ${winner}` : agree);
-    const lowest = Math.min(...answers.map(([, { probabilities }]) => Math.max(...probabilities)));
-    let detail = others ? `They disagree: ${[...votes.keys()].sort().join(", ")}.` : `The least certain is ${sure(lowest)} sure.`;
-    if (of.kind === "digit") {
-      detail = `Test image ${number(of.index)}; it is labelled ${of.label}${`${of.label}` === winner && !others ? "" : `. ${detail}`}`;
-    }
-    setText("detail", detail);
+  function showRead(answer, of) {
+    of.answer = answer;
+    refresh();
+    ask(); // what all networks say of the first digit
   }
 
-  function setText(id, text) {
-    if ($(id).textContent !== text) $(id).textContent = text; // a screen reader hears what is new
+  function showAnswer(answer, of) {
+    const digits = of.answer?.digits ?? [];
+    count = of.kind === "strokes" ? (answer.count ?? 1) : 1;
+    answers.show(answer, {
+      reader: of.answer?.name,
+      told(winner, others, detail) {
+        if (digits.length > 1) return `Digit ${of.chosen + 1} of ${digits.length}. ${detail}`;
+        if (count > 1) return `${count} digits seen; this is the largest.`;
+        if (of.kind !== "digit") return detail;
+        return `Test image ${number(of.index)}; it is labelled ${of.label}${`${of.label}` === winner && !others ? "" : `. ${detail}`}`;
+      },
+    });
+    offerToRead();
   }
 
-  function showNothing() {
-    seen = null;
-    showProblem(null);
-    $("digit").textContent = "?";
-    $("digit").classList.add("idle");
-    setText("headline", "Waiting for a drawing");
-    setText("detail", "It is cut out, scaled and centred as MNIST was.");
-    paintDigit($("seen"), new Array(784).fill(0));
-    $("seen").setAttribute("aria-label", "What the networks see: nothing yet");
-    for (const { root, guess, about, chart, bars, known } of cards.values()) {
-      guess.textContent = "–";
-      about.textContent = known;
-      root.classList.remove("apart");
-      chart.setAttribute("aria-label", "no answer yet");
-      for (const { bar, cell } of bars) {
-        bar.style.transform = "scaleY(0)";
-        cell.classList.remove("top-class");
-      }
-    }
-  }
-
-  function showProblem(text) {
-    $("problem").hidden = text === null;
-    setText("problem", text ?? "");
+  /** A drawing of several digits can be read as a picture; asked while the pen is up, so that nothing blinks under it. */
+  function offerToRead() {
+    $("several").hidden = source.kind !== "strokes" || isEmpty() || stroke !== null || count < 2;
+    setText("several", `Read all ${count} digits`);
   }
 
   // --- changing ---------------------------------------------------------------------------------------------------
@@ -243,6 +174,8 @@ export function startDraw() {
   function change(next, remember = true) {
     if (remember) history.push(source);
     source = next;
+    source.refused = false; // a picture that comes back is asked about again
+    count = 1;
     refresh();
     ask();
   }
@@ -251,7 +184,9 @@ export function startDraw() {
     $("undo").disabled = history.length === 0;
     $("clear").disabled = isEmpty();
     $("hint").hidden = !isEmpty() || pen !== null;
-    const what = { strokes: `${source.strokes?.length} strokes`, image: "an image", digit: "a test digit" }[source.kind];
+    reading.show(source.kind === "picture" ? source : null);
+    offerToRead();
+    const what = { strokes: `${source.strokes?.length} strokes`, digit: "a test digit" }[source.kind] ?? "an image";
     canvas.setAttribute("aria-label", `Drawing area, ${isEmpty() ? "empty" : what}`);
     paintSoon();
   }
@@ -303,7 +238,10 @@ export function startDraw() {
     extendStroke((events.length ? events : [event]).map(place));
   });
   for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
-    canvas.addEventListener(end, () => { stroke = null; });
+    canvas.addEventListener(end, () => {
+      stroke = null;
+      offerToRead();
+    });
   }
 
   // --- keyboard ---------------------------------------------------------------------------------------------------
@@ -333,7 +271,7 @@ export function startDraw() {
     refresh();
   });
   addEventListener("keydown", (event) => {
-    if ((event.ctrlKey || event.metaKey) && event.key === "z" && canvas.offsetParent) {
+    if ((event.ctrlKey || event.metaKey) && event.key === "z" && !$("draw").hidden) {
       event.preventDefault();
       undo();
     }
@@ -352,30 +290,50 @@ export function startDraw() {
       if (response.ok) change({ kind: "digit", ...found });
       else showProblem(found.detail);
     } catch {
-      showProblem("The server does not answer. Is it still running?");
+      showProblem(SILENT);
     }
   });
 
   async function take(file) {
-    try {
-      change({ kind: "image", file, bitmap: await createImageBitmap(file) });
-    } catch {
-      showProblem(`${file.name} cannot be read as an image.`);
-    }
+    const picture = await open(file);
+    if (!picture) showProblem(`${file.name} cannot be read as an image.`);
+    else if (picture.image && !answers.readDigits()) change({ kind: "image", file, bitmap: await createImageBitmap(file) });
+    else change(picture);
   }
 
-  $("upload").addEventListener("change", ({ target }) => {
-    if (target.files.length) take(target.files[0]);
-    target.value = ""; // so that the same file can be chosen again
+  $("several").addEventListener("click", async () => {
+    const { width, height } = canvas;
+    const shown = h("canvas", { width, height, role: "img", "aria-label": "The drawing that is read" });
+    onSheet(shown, source.strokes, color("--ground"), color("--ink"));
+    change(toRead(await drawing(source.strokes), "image/png", shown, "The drawing"));
+    $("back").focus();
   });
-  paper.addEventListener("dragover", (event) => {
-    event.preventDefault();
-    paper.classList.add("over");
+
+  $("back").addEventListener("click", () => {
+    let before = EMPTY;
+    do before = history.pop() ?? EMPTY; while (before.kind === "picture");
+    change(before, false);
+    canvas.focus();
   });
-  paper.addEventListener("dragleave", () => paper.classList.remove("over"));
-  paper.addEventListener("drop", (event) => {
+
+  for (const id of ["upload", "camera"]) {
+    $(id).addEventListener("change", ({ target }) => {
+      if (target.files.length) take(target.files[0]);
+      target.value = ""; // so that the same file can be chosen again
+    });
+  }
+  addEventListener("paste", (event) => {
+    if (event.clipboardData.files.length && !$("draw").hidden) take(event.clipboardData.files[0]);
+  });
+  const sheet = $("sheet");
+  sheet.addEventListener("dragover", (event) => {
     event.preventDefault();
-    paper.classList.remove("over");
+    sheet.classList.add("over");
+  });
+  sheet.addEventListener("dragleave", () => sheet.classList.remove("over"));
+  sheet.addEventListener("drop", (event) => {
+    event.preventDefault();
+    sheet.classList.remove("over");
     if (event.dataTransfer.files.length) take(event.dataTransfer.files[0]);
   });
 
@@ -383,25 +341,14 @@ export function startDraw() {
 
   new ResizeObserver(paintSoon).observe(paper);
   addEventListener("themechange", paintSoon);
-  showNothing();
+  answers.showNothing();
   fetch("/api/models").then((response) => response.json()).then((models) => {
-    for (const { name, kind, parameters, accuracy, classes: names } of models) {
-      classes.set(name, names);
-      const about = `${kind === "ensemble" ? "ensemble, " : ""}${number(parameters)} parameters, ${percent(accuracy)}`;
-      const made = card(name);
-      made.known = about;
-      made.bars.forEach(({ cell }, digit) => {
-        cell.lastChild.textContent = names[digit] ?? "";
-        cell.hidden = digit >= names.length;
-      });
-      if (isEmpty()) made.about.textContent = about;
-    }
-    offerInside(models.filter(({ kind }) => kind === "network").map(({ name }) => name));
+    answers.expect(models);
     if (models.length === 0) showProblem("There is no trained network yet. Train one: python main.py");
     else if (!models.some(({ kind }) => kind === "ensemble")) {
       $("networks").after(h("p", { class: "note" }, "An ensemble of them would answer too, after ",
         h("code", { text: "python -m tools.ensemble" })));
     }
-  }).catch(() => showProblem("The server does not answer. Is it still running?"));
+  }).catch(() => showProblem(SILENT));
   return {};
 }
