@@ -132,8 +132,8 @@ def run(args: argparse.Namespace) -> int:
         found = calibrate(name, args.output_dir, args.twin)
         before, after = found["eces"]
         print(
-            f"{name}: ECE {before:.2f} % before, {after:.2f} % after on {found['temperature_images']:,} held-out images;"
-            f" temperature {found['temperature']:.3f}, unsure above {found['threshold']:.1f}"
+            f"{name}: ECE {before:.2f} % before, {after:.2f} % after on {found['temperature_images']:,} held-out"
+            f" images; temperature {found['temperature']:.3f}, unsure above {found['threshold']:.1f}"
         )
     return 0
 

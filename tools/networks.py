@@ -356,5 +356,5 @@ def unsure_of(network: Network, images: Sequence[MnistImage], rows: list[list[fl
     """Which of ``images`` look like no digit to ``network``; none, if it was not calibrated."""
     if network.sureness is None or not images:
         return [False for _ in images]
-    inputs = normalize(torch.from_numpy(np.stack(images))[:, None])
+    inputs = normalize(torch.from_numpy(np.stack(images))[:, None].float())
     return (network.sureness.scores(network.model, inputs) > network.sureness.threshold).tolist()

@@ -13,7 +13,7 @@ from common.results import load_tensors
 from imports import nn, torch
 from models.blocks import ConvBlock
 
-SHRINKAGE = 0.01  # added to the variances, as a share of their mean: pictures of no digit lie where digits never vary
+SHRINKAGE = 0.03  # added to the variances, as a share of their mean: pictures of no digit lie where digits never vary
 AT_ONCE = 500
 
 
