@@ -20,7 +20,7 @@ from image_data.facts import MNIST, DataSet
 from image_data.fetch import sha256_of
 from imports import nn, torch
 from tools.evaluate.measures import as_input, expected_calibration_error, fit_temperature, predict
-from tools.networks import load_run
+from tools.networks import ensemble_file, images_of, load_network, load_run
 from tools.sureness import Sureness, sureness_file
 from tools.trainings import stopping_on_sigterm, train_missing
 from tools.voting import scale
@@ -47,7 +47,7 @@ def fold(network: nn.Module, temperature: float, example: torch.Tensor) -> None:
     before = predict(network, example)
     with torch.no_grad():
         for values in layers[-1].parameters():
-            values /= temperature
+            values.div_(temperature)
     if not torch.allclose(predict(network, example), scale(before, temperature), atol=1e-3):
         raise UsageError("name: its last layer does not give logits; no temperature can be folded into it")
 
@@ -74,6 +74,21 @@ def read_metrics(name: str, output_dir: OutputDir) -> Metrics:
         raise UsageError(str(error)) from None
 
 
+def fit_sureness(
+    network: nn.Module, files: RunFiles, images: torch.Tensor, labels: torch.Tensor, held_out: int = HELD_OUT
+) -> float:
+    """Write what tells digits from the rest, fitted on the training images but those held out. Returns the threshold.
+
+    The threshold is of the held-out images. The network may have been trained on them: it is too small to know them.
+    """
+    seen, others = split_indices(labels, held_out)
+    sureness = Sureness.fit(network, as_input(images[seen], CPU), labels[seen])
+    threshold = sureness.scores(network, as_input(images[others], CPU)).quantile(1 - LOST)
+    with atomic_write(sureness_file(files)) as file:
+        torch.save(replace(sureness, threshold=threshold).as_tensors(), file)
+    return float(threshold)
+
+
 def calibrate(name: str, output_dir: OutputDir = None, twin: str | None = None) -> dict[str, Any]:
     """Fit the run ``name`` on its twin's held-out images, write its weights, and return what was found.
 
@@ -89,18 +104,15 @@ def calibrate(name: str, output_dir: OutputDir = None, twin: str | None = None) 
         raise UsageError(str(error)) from None
     run = twin_of(metrics, name, output_dir, twin)
     images, labels = load_images(run.data_folder, train=True)
-    seen, held_out = split_indices(labels, run.val_split)
+    held_out = split_indices(labels, run.val_split)[1]
     other, network = load_run(run.model, run.run_name, output_dir), load_run(metrics["model"], name, output_dir)
     inputs = as_input(images[held_out], CPU)
     said = scale(predict(other, inputs), 1 / folded(read_metrics(run.run_name, output_dir), run.files))
     temperature = fit_temperature(said, labels[held_out])
 
-    sureness = Sureness.fit(network, as_input(images[seen], CPU), labels[seen])
-    threshold = sureness.scores(network, inputs).quantile(1 - LOST)
     before = folded(metrics, files)
     fold(network, temperature / before, inputs[:100])
-    with atomic_write(sureness_file(files)) as file:
-        torch.save(replace(sureness, threshold=threshold).as_tensors(), file)
+    threshold = fit_sureness(network, files, images, labels, run.val_split)
     known = {sha256_of(files.params): before}
     draft = f"{name}.calibrated"
     path = save_model_params(network, draft, output_dir)
@@ -110,7 +122,7 @@ def calibrate(name: str, output_dir: OutputDir = None, twin: str | None = None) 
     path.replace(files.params)
     truth = labels[held_out]
     eces = [expected_calibration_error(values, truth) for values in (said, scale(said, temperature))]
-    return found | {"eces": eces, "threshold": float(threshold)}
+    return found | {"eces": eces, "threshold": threshold}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -129,6 +141,12 @@ def run(args: argparse.Namespace) -> int:
     if args.twin is not None and len(args.name) > 1:
         raise UsageError("twin: is of one network; give one --name")
     for name in args.name:
+        files = RunFiles(name, args.output_dir)
+        if ensemble_file(files).is_file() and not files.metrics.is_file():  # its temperature is tools.ensemble's
+            network = load_network(name, args.output_dir, "ensemble")
+            threshold = fit_sureness(network.model, files, *images_of(network, True, args.output_dir))
+            print(f"{name}: unsure above {threshold:.1f}")
+            continue
         found = calibrate(name, args.output_dir, args.twin)
         before, after = found["eces"]
         print(

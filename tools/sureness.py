@@ -72,8 +72,8 @@ class Sureness:
             means.append(of_digit.mean(0))
             factors.append(vectors / values.sqrt())
             constants.append(values.log().sum())
-        kept = [centre, spread, *(torch.stack(values) for values in (means, factors, constants))]
-        return cls(*(values.float() for values in kept), threshold=torch.tensor(torch.inf))
+        kept = [torch.stack(values).float() for values in (means, factors, constants)]
+        return cls(centre.float(), spread.float(), *kept, torch.tensor(torch.inf))
 
     def scores(self, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         """The scores [N] of normalised images [N, 1, 28, 28]: the higher, the less like the digit answered."""
