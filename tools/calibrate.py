@@ -96,7 +96,7 @@ def calibrate(name: str, output_dir: OutputDir = None, twin: str | None = None) 
         UsageError: there is no such run, its files are damaged, or it is of other data than MNIST.
     """
     metrics, files = read_metrics(name, output_dir), RunFiles(name, output_dir)
-    if DataSet.of(metrics) != MNIST or metrics["status"] != "finished":
+    if DataSet.of(metrics).sha256 != MNIST.sha256 or metrics["status"] != "finished":
         raise UsageError(f"name: {name} is not a finished run on MNIST's digits; only such runs are calibrated")
     try:
         load_tensors(files.params)

@@ -73,7 +73,7 @@ class Sureness:
             factors.append(vectors / values.sqrt())
             constants.append(values.log().sum())
         kept = [torch.stack(values).float() for values in (means, factors, constants)]
-        return cls(centre.float(), spread.float(), *kept, torch.tensor(torch.inf))
+        return cls(centre.float(), spread.float(), kept[0], kept[1], kept[2], torch.tensor(torch.inf))
 
     def scores(self, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         """The scores [N] of normalised images [N, 1, 28, 28]: the higher, the less like the digit answered."""
