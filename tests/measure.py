@@ -4,6 +4,7 @@ and what several processes gain.
     python -m tests.measure drawings         # 1,000 test digits in eight variations through the API
     python -m tests.measure photos           # test digits as people photograph them, in sixteen conditions
     python -m tests.measure pages            # photographed pages of three lines of four digits
+    python -m tests.measure signs            # letters and doodles told from test digits, by calibrated network
     python -m tests.measure strokes          # from stroke to answer, in Chromium
     python -m tests.measure clients          # 50 clients at once for 30 s
     python -m tests.measure watched          # a training with and without a page that watches it
@@ -192,6 +193,36 @@ def pages(args: argparse.Namespace) -> int:
     return 0
 
 
+def signs(_: argparse.Namespace) -> int:
+    """The subcommand: how letters and doodles are told from the test digits, by calibrated network."""
+    from image_data.form import read_grey, to_mnist
+    from imports import torch
+    from tests.signs import doodles, letters
+    from tools.evaluate.measures import as_input
+    from tools.networks import Networks
+
+    device = torch.device("cpu")
+    digits = as_input(torch.from_numpy(test_digits(10_000)[0]), device)
+    strange = {
+        kind: as_input(torch.from_numpy(np.stack([to_mnist(read_grey(picture)) for picture in pictures])), device)
+        for kind, pictures in (("letters", letters()), ("doodles", doodles()))
+    }
+    print(
+        f"{'':<22}{'digits unsure':>16}" + "".join(f"{kind + what:>16}" for kind in strange for what in ("", " AUROC"))
+    )
+    for network in Networks().all():
+        if network.sureness is None:
+            continue
+        told = network.sureness.scores(network.model, digits)
+        row = [100 * (told > network.sureness.threshold).float().mean().item()]
+        for pictures in strange.values():
+            scores = network.sureness.scores(network.model, pictures)
+            row.append(100 * (scores > network.sureness.threshold).float().mean().item())
+            row.append((scores[:, None] > told).float().mean().item())
+        print(f"{network.name:<22}" + "".join(f"{value:>16.4g}" for value in row))
+    return 0
+
+
 def print_table(found: dict[str, dict[str, float]], mean: bool = True) -> None:
     means = mean_over_variations(found)
     print(f"{'':<22}" + "".join(f"{name:>16}" for name in means))
@@ -363,6 +394,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         (drawings, "test digits drawn large, through the API", {"count": (1000, "how many digits")}),
         (photos, "test digits as people photograph them", {"count": (200, "how many digits")}),
         (pages, "photographed pages of numbers", {"count": (100, "how many pages")}),
+        (signs, "letters and doodles, told from digits", {}),
         (strokes, "from stroke to answer, in Chromium", {"rounds": (5, "how often each of four digits is drawn")}),
         (clients, "many clients at once", {"count": (50, "how many clients"), "seconds": (30, "how long")}),
         (

@@ -21,11 +21,12 @@ import numpy as np
 from common.cli import silent
 from common.files import DamagedFileError, RunFiles, UsageError, existing_runs
 from common.results import Metrics, OutputDir, wrong_fields
-from data_utils import MEAN, STD, Batch, load_images
+from data_utils import MEAN, STD, Batch, load_images, normalize
 from image_data.facts import MNIST, DataSet
 from image_data.form import MnistImage
 from imports import F, nn, torch
 from model_strategy import get_strategy
+from tools.sureness import Sureness, load_sureness
 from tools.timing import forward_ms
 from tools.voting import METHODS, Ensemble
 from training.config import TrainConfig, same_data
@@ -56,6 +57,7 @@ class Network:
     parameters: int
     accuracy: float | None
     facts: dict[str, Any]  # a run's metrics, or the description of an ensemble
+    sureness: Sureness | None = None  # of a calibrated one
 
     @property
     def data(self) -> DataSet:
@@ -116,7 +118,8 @@ def load_network(name: str, output_dir: OutputDir = None, kind: str | None = Non
     except (FileNotFoundError, RuntimeError) as error:
         raise UsageError(str(error)) from None
     accuracies = [float(facts["accuracy"])] if kind == "ensemble" else facts.get("test_acc")
-    return Network(name, kind, module, count_parameters(module), accuracies[-1] if accuracies else None, facts)
+    accuracy = accuracies[-1] if accuracies else None
+    return Network(name, kind, module, count_parameters(module), accuracy, facts, load_sureness(files))
 
 
 class OnOwnData(nn.Module):
@@ -350,4 +353,8 @@ def probabilities(network: Network, images: Sequence[MnistImage]) -> list[list[f
 
 
 def unsure_of(network: Network, images: Sequence[MnistImage], rows: list[list[float]]) -> list[bool]:
-    return [False for _ in images]
+    """Which of ``images`` look like no digit to ``network``; none, if it was not calibrated."""
+    if network.sureness is None or not images:
+        return [False for _ in images]
+    inputs = normalize(torch.from_numpy(np.stack(images))[:, None].float())
+    return (network.sureness.scores(network.model, inputs) > network.sureness.threshold).tolist()
