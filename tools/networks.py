@@ -9,12 +9,11 @@ import contextlib
 import functools
 import io
 import json
-import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +25,8 @@ from image_data.facts import MNIST, DataSet
 from image_data.form import MnistImage
 from imports import F, nn, torch
 from model_strategy import get_strategy
-from tools.sureness import Sureness, load_sureness
+from tools.file_cache import FileCache
+from tools.sureness import Sureness, load_sureness, sureness_file
 from tools.timing import forward_ms
 from tools.voting import METHODS, Ensemble
 from training.config import TrainConfig, same_data
@@ -34,8 +34,6 @@ from visualization import count_parameters, load_metrics_json, load_model_params
 
 if TYPE_CHECKING:
     import onnxruntime
-
-T = TypeVar("T")
 
 ENSEMBLE_COMMAND = "python -m tools.ensemble"
 ENSEMBLE_SCHEMA = 1
@@ -214,33 +212,6 @@ def read_ensemble(files: RunFiles) -> dict[str, Any]:
     return facts
 
 
-class FileCache(Generic[T]):
-    """What was read or made of files, kept until one of them changes.
-
-    Safe to use from several threads; what one of them makes the others wait for.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[Hashable, tuple[list[tuple[int, int] | None], T]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, files: Iterable[Path], make: Callable[..., T], *key: Hashable) -> T:
-        """What ``make(*key)`` returned: called anew when one of ``files`` is another one than it was then."""
-        stamps = [_stamp(path) for path in files]
-        with self._lock:
-            if key not in self._kept or self._kept[key][0] != stamps:
-                self._kept[key] = stamps, make(*key)
-            return self._kept[key][1]
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
 def known_ensembles(output_dir: str | None = None) -> list[str]:
     """Names of the files under outputs/ that may describe an ensemble, sorted."""
     names = [name for name in existing_runs(output_dir, ".json") if not f"{name}.json".endswith(NOT_ENSEMBLES)]
@@ -313,10 +284,10 @@ class Networks:
         """What is changed when other weights are to be loaded. A run that trains rewrites only its metrics."""
         files = RunFiles(name, self.output_dir)
         if files.metrics.is_file():
-            return [files.params]
+            return [files.params, sureness_file(files)]
         with contextlib.suppress(FileNotFoundError, DamagedFileError, UsageError):
             members = [RunFiles(member, self.output_dir) for member in read_ensemble(files)["members"]]
-            return [ensemble_file(files), *(member.params for member in members)]
+            return [ensemble_file(files), sureness_file(files), *(member.params for member in members)]
         return [ensemble_file(files)]
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import threading
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from test_web_api import DRAWING, detail, request
 from tests.browser import ask, connected, serving
 from tests.measure import placed, png
 from tools.web import __main__ as command
+from tools.web.server import LOOK_SECONDS
 
 
 @pytest.mark.parametrize("questions", [1, pytest.param(6, marks=pytest.mark.long)])
@@ -206,6 +208,7 @@ def test_ensembles_of_any_name_answer_and_their_members_do_not(page_folder, tmp_
         assert answers["pair"]["probabilities"] == pytest.approx(np.mean(alone, axis=0), abs=1e-5)
         # members that are trained again vote with their new weights
         copy_run(page_folder, "mnist_model_2", tmp_path, "mnist_model_3")
+        time.sleep(2 * LOOK_SECONDS)
         assert "pair" not in ask(connection, DRAWING)["predictions"]  # those weights are another network's
         compared = json.loads(request(address, path="/api/comparison?run=fifteen")[2])
         commands = [entry["command"] for entry in compared["missing"]]

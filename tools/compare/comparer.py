@@ -18,7 +18,8 @@ from common.results import Metrics
 from data_utils import load_images
 from image_data.facts import MNIST, DataSet, facts_of
 from image_data.fetch import DataError, is_there
-from tools.networks import ENSEMBLE_COMMAND, FileCache, Networks, ensemble_file, known_ensembles, read_ensemble
+from tools.file_cache import FileCache
+from tools.networks import ENSEMBLE_COMMAND, Networks, ensemble_file, known_ensembles, read_ensemble
 from training.config import TrainConfig
 
 SCHEMA = 1

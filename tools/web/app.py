@@ -39,9 +39,12 @@ async def plotly_script() -> FileResponse:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Ask every network once before the first request comes: the first pass is a slow one."""
+    import cv2
+
     from imports import torch
 
     torch.set_num_threads(1)  # one image is too little work to share
+    cv2.setNumThreads(1)
     blank, networks = [np.full((28, 28), 1, dtype=np.uint8)], app.state.server.answering_networks
     await anyio.to_thread.run_sync(lambda: [probabilities(network, blank) for network in networks()])
     yield
