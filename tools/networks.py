@@ -7,9 +7,7 @@ networks = Networks("results").all()              # every one under a folder, lo
 
 import contextlib
 import functools
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +18,13 @@ import numpy as np
 from common.cli import silent
 from common.files import DamagedFileError, RunFiles, UsageError, existing_runs
 from common.results import Metrics, OutputDir, wrong_fields
-from data_utils import MEAN, STD, Batch, load_images, normalize
+from data_utils import MEAN, STD, Batch, load_images
 from image_data.facts import MNIST, DataSet
 from image_data.form import MnistImage
 from imports import F, nn, torch
 from model_strategy import get_strategy
 from tools.file_cache import FileCache
-from tools.sureness import Sureness, load_sureness, sureness_file
+from tools.sureness import Given, Sureness, load_sureness, sureness_file
 from tools.timing import forward_ms
 from tools.voting import METHODS, Ensemble
 from training.config import TrainConfig, same_data
@@ -67,27 +65,17 @@ class Network:
 
     @functools.cached_property
     def session(self) -> "onnxruntime.InferenceSession":
-        """The network as ONNX Runtime computes it, on one thread: several times as fast for an image as PyTorch.
+        """From uint8 [N, 1, 28, 28] to probabilities [N, 10]."""
+        from tools.onnx_session import onnx_session
 
-        From uint8 [N, 1, 28, 28] to probabilities [N, 10]. By PyTorch's older exporter, which takes 20 ms; the newer
-        one takes a second.
-        """
-        import onnxruntime
+        return onnx_session(Deployed(self.model))
 
-        contents, example = io.BytesIO(), torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's, of its age
-            torch.onnx.export(
-                Deployed(self.model).eval(),
-                (example,),
-                contents,  # type: ignore[arg-type]  # a file in memory too
-                input_names=["image"],
-                dynamic_axes={"image": {0: "N"}},
-                dynamo=False,
-            )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        return onnxruntime.InferenceSession(contents.getvalue(), options, providers=["CPUExecutionProvider"])
+    @functools.cached_property
+    def blocks_session(self) -> "onnxruntime.InferenceSession":
+        """From uint8 [N, 1, 28, 28] to what its sureness asks of it [N, D]."""
+        from tools.onnx_session import onnx_session
+
+        return onnx_session(Looking(Given(self.model)))
 
 
 def load_network(name: str, output_dir: OutputDir = None, kind: str | None = None, model: str | None = None) -> Network:
@@ -314,18 +302,32 @@ class Deployed(nn.Module):
         return log_probabilities.exp()
 
 
-def probabilities(network: Network, images: Sequence[MnistImage]) -> list[list[float]]:
-    """What ``network`` makes of images in MNIST's form: the ten outputs' probabilities, an image a row."""
+class Looking(Deployed):
+    """What the blocks of a ``Given`` network give: uint8 [N, 1, 28, 28] -> [N, D]."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.network((image.float() - self.mean) / self.std)[0]
+        return found
+
+
+def answers_of(session: "onnxruntime.InferenceSession", images: Sequence[MnistImage]) -> list[list[float]]:
+    """A row for each of ``images``."""
     rows: list[list[float]] = []
     for first in range(0, len(images), AT_ONCE):
         batch = np.stack(images[first : first + AT_ONCE])[:, None]
-        rows += network.session.run(None, {"image": batch})[0].tolist()
+        rows += session.run(None, {"image": batch})[0].tolist()
     return rows
 
 
+def probabilities(network: Network, images: Sequence[MnistImage]) -> list[list[float]]:
+    """What ``network`` makes of images in MNIST's form: the ten outputs' probabilities, an image a row."""
+    return answers_of(network.session, images)
+
+
 def unsure_of(network: Network, images: Sequence[MnistImage], rows: list[list[float]]) -> list[bool]:
-    """Which of ``images`` look like no digit to ``network``; none, if it was not calibrated."""
+    """Which of ``images`` look unlike the digit that ``network`` answers in ``rows``: none if it is not calibrated."""
     if network.sureness is None or not images:
         return [False for _ in images]
-    inputs = normalize(torch.from_numpy(np.stack(images))[:, None].float())
-    return (network.sureness.scores(network.model, inputs) > network.sureness.threshold).tolist()
+    found = torch.tensor(answers_of(network.blocks_session, images))
+    scores = network.sureness.scores_of(found, torch.tensor(rows).argmax(1))
+    return (scores > network.sureness.threshold).tolist()

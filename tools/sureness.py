@@ -21,29 +21,37 @@ def sureness_file(files: RunFiles) -> Path:
     return files.params.with_name(f"{files.name}_sureness.pth")
 
 
-def features(network: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the blocks of ``network`` give for normalised images [N, 1, 28, 28]: [N, D], and the answers int64 [N].
+class Given(nn.Module):
+    """Normalised images [N, 1, 28, 28] -> what a network's blocks give [N, D], and its log-probabilities [N, 10].
 
     Of an ensemble: its last member's.
     """
-    network = getattr(network, "members", [network])[-1]
-    found: list[torch.Tensor] = []
 
-    def keep(_: nn.Module, __: object, output: torch.Tensor) -> None:
-        found.extend((output.mean((2, 3)), output.std((2, 3))))
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: nn.Module = getattr(network, "members", [network])[-1]
 
-    hooks = [block.register_forward_hook(keep) for block in network.modules() if isinstance(block, ConvBlock)]
-    parts, answers = [], []
-    try:
-        with torch.inference_mode():
-            for part in inputs.split(AT_ONCE):
-                found.clear()
-                answers.append(network(part).argmax(1))
-                parts.append(torch.cat(found, 1))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.cat(parts), torch.cat(answers)
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found: list[torch.Tensor] = []
+
+        def keep(_: nn.Module, __: object, output: torch.Tensor) -> None:
+            found.extend((output.mean((2, 3)), output.std((2, 3))))
+
+        hooks = [block.register_forward_hook(keep) for block in self.network.modules() if isinstance(block, ConvBlock)]
+        try:
+            said = self.network(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(found, 1), said
+
+
+def features(network: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the blocks of ``network`` give for normalised images [N, 1, 28, 28]: [N, D], and the answers int64 [N]."""
+    given = Given(network)
+    with torch.inference_mode():
+        parts = [given(part) for part in inputs.split(AT_ONCE)]
+    return torch.cat([found for found, _ in parts]), torch.cat([said.argmax(1) for _, said in parts])
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,10 @@ class Sureness:
 
     def scores(self, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         """The scores [N] of normalised images [N, 1, 28, 28]: the higher, the less like the digit answered."""
-        found, answers = features(network, inputs)
+        return self.scores_of(*features(network, inputs))
+
+    def scores_of(self, found: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+        """The scores [N] of what the blocks gave [N, D] for images that were answered so [N]."""
         found = (found - self.centre) / self.spread - self.means[answers]
         scores = torch.empty(len(found))
         for digit in answers.unique():

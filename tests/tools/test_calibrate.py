@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from torch.testing import assert_close
 
-from common.files import RunFiles
+from common.files import PROJECT_DIR, RunFiles
+from data_utils import normalize
+from image_data.form import read_page
 from imports import torch
 from model_strategy import get_strategy
 from tools.calibrate import fold, main
 from tools.evaluate.measures import predict
-from tools.networks import load_network, unsure_of
-from tools.sureness import Sureness, load_sureness, sureness_file
+from tools.networks import load_network, probabilities, unsure_of
+from tools.sureness import Sureness, features, load_sureness, sureness_file
 from tools.voting import scale
 
 
@@ -58,3 +60,32 @@ def test_other_data_is_a_usage_error(finished_run: RunFiles, capsys: pytest.Capt
     assert finished_run.params.read_bytes() == before
     network = load_network(name, str(folder))
     assert unsure_of(network, [torch.zeros(28, 28, dtype=torch.uint8).numpy()], [[0.1] * 10]) == [False]
+
+
+@pytest.mark.parametrize("name", ["mnist_model_3", "ensemble"])
+def test_what_is_no_digit_is_unsure(name: str) -> None:
+    network, cases = load_network(name), PROJECT_DIR / "tests" / "cases"
+
+    def unsure(case: Path) -> list[bool]:
+        images = read_page(case).images
+        return unsure_of(network, images, probabilities(network, images))
+
+    signs = ("ood_A", "ood_X", "ood_house", "ood_triangle")
+    assert all(unsure(cases / f"{sign}.png") == [True] for sign in signs)
+    digits = [path for path in cases.glob("*.png") if path.stem not in (*signs, "trunc")]
+    assert len(digits) == 10
+    assert not any(answer for path in digits for answer in unsure(path))
+
+
+def test_onnx_gives_what_pytorch_does(test_set: tuple[torch.Tensor, torch.Tensor]) -> None:
+    images = list(test_set[0][:200].numpy())
+    for name in ("mnist_model_1", "mnist_model_2", "mnist_model_3", "ensemble"):
+        network = load_network(name)
+        rows = probabilities(network, images)
+        inputs = normalize(test_set[0][:200, None].float())
+        with torch.inference_mode():
+            assert_close(torch.tensor(rows), network.model(inputs).exp(), atol=1e-5, rtol=0)
+        assert network.sureness is not None
+        found = features(network.model, inputs)[0]
+        expected = network.sureness.scores_of(found, torch.tensor(rows).argmax(1)) > network.sureness.threshold
+        assert unsure_of(network, images, rows) == expected.tolist()

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio.to_thread
-import numpy as np
 import plotly
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,10 +15,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from tools.compare.page import STATIC
-from tools.networks import probabilities
 from tools.web import inside
 from tools.web.guard import Guard
-from tools.web.routes import router
+from tools.web.routes import answer, router
 from tools.web.server import Server, Settings
 
 pages = APIRouter(include_in_schema=False)
@@ -45,8 +43,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     torch.set_num_threads(1)  # one image is too little work to share
     cv2.setNumThreads(1)
-    blank, networks = [np.full((28, 28), 1, dtype=np.uint8)], app.state.server.answering_networks
-    await anyio.to_thread.run_sync(lambda: [probabilities(network, blank) for network in networks()])
+    dot, networks = bytes([0] * 783 + [1]), app.state.server.answering_networks
+    await anyio.to_thread.run_sync(lambda: [answer([network], dot, True) for network in networks()])
     yield
 
 
