@@ -105,7 +105,7 @@ def test_the_api_is_as_it_is_described(server):
     conformance = checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance
     schema = schemathesis.openapi.from_url(f"{server}/openapi.json").exclude(path="/api/live")
     operations = [operation.ok() for operation in schema.get_all_operations()]
-    assert len(operations) == 7
+    assert len(operations) == 8
     for operation in operations:
 
         @settings(max_examples=15)
