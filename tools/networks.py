@@ -135,8 +135,9 @@ def images_of(network: Network, train: bool, output_dir: OutputDir, data_dir: Pa
         UsageError: they are no longer there, or have changed.
     """
     facts = network.facts
-    if network.kind == "ensemble":  # its members agree
-        facts = load_metrics_json(facts["members"][0], output_dir)
+    if network.kind == "ensemble":  # its members agree; those of the shipped one have weights alone
+        member = RunFiles(facts["members"][0], output_dir)
+        facts = load_metrics_json(member.name, output_dir) if member.metrics.is_file() else {}
     config = TrainConfig(**facts.get("config", {}))
     if data_dir is not None:
         config = replace(config, data_dir=str(data_dir))
