@@ -200,6 +200,7 @@ def signs(_: argparse.Namespace) -> int:
     from tests.signs import doodles, letters
     from tools.evaluate.measures import as_input
     from tools.networks import Networks
+    from tools.sureness import scores
 
     device = torch.device("cpu")
     digits = as_input(torch.from_numpy(test_digits(10_000)[0]), device)
@@ -213,12 +214,12 @@ def signs(_: argparse.Namespace) -> int:
     for network in Networks().all():
         if network.sureness is None:
             continue
-        told = network.sureness.scores(network.model, digits)
+        told = scores(network.model, network.sureness, digits)
         row = [100 * (told > network.sureness.threshold).float().mean().item()]
         for pictures in strange.values():
-            scores = network.sureness.scores(network.model, pictures)
-            row.append(100 * (scores > network.sureness.threshold).float().mean().item())
-            row.append((scores[:, None] > told).float().mean().item())
+            of_signs = scores(network.model, network.sureness, pictures)
+            row.append(100 * (of_signs > network.sureness.threshold).float().mean().item())
+            row.append((of_signs[:, None] > told).float().mean().item())
         print(f"{network.name:<22}" + "".join(f"{value:>16.4g}" for value in row))
     return 0
 

@@ -24,7 +24,7 @@ from image_data.form import MnistImage
 from imports import F, nn, torch
 from model_strategy import get_strategy
 from tools.file_cache import FileCache
-from tools.sureness import Given, Sureness, load_sureness, sureness_file
+from tools.sureness import Sureness, load_sureness, looked_at, sureness_file
 from tools.timing import forward_ms
 from tools.voting import METHODS, Ensemble
 from training.config import TrainConfig, same_data
@@ -65,17 +65,10 @@ class Network:
 
     @functools.cached_property
     def session(self) -> "onnxruntime.InferenceSession":
-        """From uint8 [N, 1, 28, 28] to probabilities [N, 10]."""
+        """From uint8 [N, 1, 28, 28] to probabilities [N, 10]; of a calibrated one also to bool [N], unsure or not."""
         from tools.onnx_session import onnx_session
 
-        return onnx_session(Deployed(self.model))
-
-    @functools.cached_property
-    def blocks_session(self) -> "onnxruntime.InferenceSession":
-        """From uint8 [N, 1, 28, 28] to what its sureness asks of it [N, D]."""
-        from tools.onnx_session import onnx_session
-
-        return onnx_session(Looking(Given(self.model)))
+        return onnx_session(Deployed(self.model) if self.sureness is None else Doubting(self.model, self.sureness))
 
 
 def load_network(name: str, output_dir: OutputDir = None, kind: str | None = None, model: str | None = None) -> Network:
@@ -92,9 +85,11 @@ def load_network(name: str, output_dir: OutputDir = None, kind: str | None = Non
     files = RunFiles(name, output_dir)
     if kind is None:
         kind = "ensemble" if ensemble_file(files).is_file() and not files.metrics.is_file() else "network"
+    weights = files.params
     try:
         if kind == "ensemble":
             facts = read_ensemble(files)
+            weights = RunFiles(facts["members"][-1], output_dir).params
             module: nn.Module = load_ensemble(name, output_dir)
         else:
             facts = load_metrics_json(name, output_dir) if model is None or files.metrics.is_file() else {}
@@ -105,7 +100,7 @@ def load_network(name: str, output_dir: OutputDir = None, kind: str | None = Non
         raise UsageError(str(error)) from None
     accuracies = [float(facts["accuracy"])] if kind == "ensemble" else facts.get("test_acc")
     accuracy = accuracies[-1] if accuracies else None
-    return Network(name, kind, module, count_parameters(module), accuracy, facts, load_sureness(files))
+    return Network(name, kind, module, count_parameters(module), accuracy, facts, load_sureness(files, weights))
 
 
 class OnOwnData(nn.Module):
@@ -303,32 +298,31 @@ class Deployed(nn.Module):
         return log_probabilities.exp()
 
 
-class Looking(Deployed):
-    """What the blocks of a ``Given`` network give: uint8 [N, 1, 28, 28] -> [N, D]."""
+class Doubting(Deployed):
+    """The same, and whether the network is unsure: uint8 [N, 1, 28, 28] -> probabilities [N, 10], bool [N]."""
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.network((image.float() - self.mean) / self.std)[0]
-        return found
+    def __init__(self, network: nn.Module, sureness: Sureness) -> None:
+        super().__init__(network)
+        self.sureness = sureness
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        said, found = looked_at(self.network, (image.float() - self.mean) / self.std)
+        return said.exp(), self.sureness(said, found) > self.sureness.threshold
 
 
-def answers_of(session: "onnxruntime.InferenceSession", images: Sequence[MnistImage]) -> list[list[float]]:
-    """A row for each of ``images``."""
-    rows: list[list[float]] = []
+def ask(network: Network, images: Sequence[MnistImage]) -> list[tuple[list[float], bool]]:
+    """What ``network`` makes of images in MNIST's form: an image's ten probabilities, and whether it may be no digit.
+
+    A network that is not calibrated takes everything for a digit.
+    """
+    answers: list[tuple[list[float], bool]] = []
     for first in range(0, len(images), AT_ONCE):
         batch = np.stack(images[first : first + AT_ONCE])[:, None]
-        rows += session.run(None, {"image": batch})[0].tolist()
-    return rows
+        rows, *unsure = (found.tolist() for found in network.session.run(None, {"image": batch}))
+        answers += zip(rows, *unsure or [[False] * len(rows)], strict=True)
+    return answers
 
 
 def probabilities(network: Network, images: Sequence[MnistImage]) -> list[list[float]]:
-    """What ``network`` makes of images in MNIST's form: the ten outputs' probabilities, an image a row."""
-    return answers_of(network.session, images)
-
-
-def unsure_of(network: Network, images: Sequence[MnistImage], rows: list[list[float]]) -> list[bool]:
-    """Which of ``images`` look unlike the digit that ``network`` answers in ``rows``: none if it is not calibrated."""
-    if network.sureness is None or not images:
-        return [False for _ in images]
-    found = torch.tensor(answers_of(network.blocks_session, images))
-    scores = network.sureness.scores_of(found, torch.tensor(rows).argmax(1))
-    return (scores > network.sureness.threshold).tolist()
+    """The ten probabilities alone, an image a row."""
+    return [row for row, _ in ask(network, images)]

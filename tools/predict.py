@@ -48,14 +48,13 @@ def predict_files(args: argparse.Namespace) -> int:
     if args.submission is not None and (len(paths) > 1 or not paths[0].endswith(TABLES)):
         raise UsageError("submission: give one CSV file of images, as Kaggle's test.csv")
     RunFiles(args.name, args.output_dir)  # checks the name before torch is loaded
-    from tools.networks import load_network, probabilities, unsure_of
+    from tools.networks import ask, load_network
 
     network = load_network(args.name, args.output_dir)
     found, problems = read_all(paths, network.data.form)
     images = [image for page in found.values() if page for image in page.images]
-    rows = probabilities(network, images)
-    answers, unsure = iter(rows), iter(unsure_of(network, images, rows))
-    said = [described(path, page, network.data.classes, answers, unsure) for path, page in found.items()]
+    answers = iter(ask(network, images))
+    said = [described(path, page, network.data.classes, answers) for path, page in found.items()]
     if args.submission is not None:
         labels = [one["text"] for one in said]
         with atomic_write(args.submission) as file:
@@ -69,14 +68,14 @@ def predict_files(args: argparse.Namespace) -> int:
 
 
 def described(
-    path: str, page: "Page | None", names: Sequence[str], answers: Iterator[list[float]], unsure: Iterator[bool]
+    path: str, page: "Page | None", names: Sequence[str], answers: Iterator[tuple[list[float], bool]]
 ) -> dict[str, Any]:
-    """What was read on an image (None: nothing is drawn on it), its digits' rows taken from ``answers``."""
+    """What was read on an image (None: nothing is drawn on it), its digits' probabilities taken from ``answers``."""
     signs = [int(name) if name.isdecimal() else name for name in names]
     digits: list[dict[str, Any]] = []
-    for box, row in zip(page.boxes if page else [], answers, strict=False):
+    for box, (row, unsure) in zip(page.boxes if page else [], answers, strict=False):
         first, second = sorted(range(len(names)), key=lambda place: -row[place])[:2]
-        known = {"digit": signs[first], "confidence": row[first], "unsure": next(unsure), "box": box}
+        known = {"digit": signs[first], "confidence": row[first], "unsure": unsure, "box": box}
         digits.append({**known, "second": signs[second], "second_confidence": row[second]})
     return {
         "image": path,

@@ -5,11 +5,11 @@ have a mean and a covariance. The score of an image is the negative log-likeliho
 2018, arXiv:1807.03888, with a covariance a class, of all layers at once.
 """
 
-from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from common.files import DamagedFileError, RunFiles
+from common.files import DamagedFileError, RunFiles, atomic_write
 from common.results import load_tensors
+from image_data.fetch import sha256_of
 from imports import nn, torch
 from models.blocks import ConvBlock
 
@@ -21,91 +21,90 @@ def sureness_file(files: RunFiles) -> Path:
     return files.params.with_name(f"{files.name}_sureness.pth")
 
 
-class Given(nn.Module):
-    """Normalised images [N, 1, 28, 28] -> what a network's blocks give [N, D], and its log-probabilities [N, 10].
+def looked_at(network: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probabilities [N, 10] of normalised images [N, 1, 28, 28], and what the blocks give [N, D].
 
-    Of an ensemble: its last member's.
+    Of an ensemble the blocks of its last member.
     """
+    found: list[torch.Tensor] = []
 
-    def __init__(self, network: nn.Module) -> None:
+    def keep(_: nn.Module, __: object, output: torch.Tensor) -> None:
+        mean, square = output.mean((2, 3)), output.square().mean((2, 3))  # for std() ONNX needs twice the operations
+        found.extend((mean, (square - mean.square()).clamp_min(0).sqrt()))
+
+    looked: nn.Module = getattr(network, "members", [network])[-1]
+    hooks = [block.register_forward_hook(keep) for block in looked.modules() if isinstance(block, ConvBlock)]
+    try:
+        said = network(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return said, torch.cat(found, 1)
+
+
+class Sureness(nn.Module):
+    """Log-probabilities [N, 10] and what the blocks give [N, D] -> scores [N]: how unlike the digit answered the images
+    look. Above ``threshold`` they look like none."""
+
+    factors: torch.Tensor  # [10, D, D], whiten what the blocks give for a digit
+    centres: torch.Tensor  # [10, D], of the digits
+    constants: torch.Tensor  # [10], the log-determinants of their covariances
+    threshold: torch.Tensor  # []
+
+    def __init__(self, **values: torch.Tensor) -> None:
         super().__init__()
-        self.network: nn.Module = getattr(network, "members", [network])[-1]
+        for name in ("factors", "centres", "constants", "threshold"):
+            self.register_buffer(name, values[name].float())
 
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found: list[torch.Tensor] = []
-
-        def keep(_: nn.Module, __: object, output: torch.Tensor) -> None:
-            found.extend((output.mean((2, 3)), output.std((2, 3))))
-
-        hooks = [block.register_forward_hook(keep) for block in self.network.modules() if isinstance(block, ConvBlock)]
-        try:
-            said = self.network(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return torch.cat(found, 1), said
+    def forward(self, said: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        digits = said.argmax(1)
+        apart = (found - self.centres[digits])[:, None] @ self.factors[digits]
+        scores: torch.Tensor = apart.square().sum((1, 2)) + self.constants[digits]
+        return scores
 
 
-def features(network: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the blocks of ``network`` give for normalised images [N, 1, 28, 28]: [N, D], and the answers int64 [N]."""
-    given = Given(network)
+def fit(network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> Sureness:
+    """Of training images, normalised [N, 1, 28, 28], and their labels; the threshold is still infinite."""
     with torch.inference_mode():
-        parts = [given(part) for part in inputs.split(AT_ONCE)]
-    return torch.cat([found for found, _ in parts]), torch.cat([said.argmax(1) for _, said in parts])
-
-
-@dataclass(frozen=True)
-class Sureness:
-    """``centre`` and ``spread`` [D] standardise the features; ``means`` [10, D]; ``factors`` [10, D, D] whiten them."""
-
-    centre: torch.Tensor
-    spread: torch.Tensor
-    means: torch.Tensor
-    factors: torch.Tensor
-    constants: torch.Tensor  # [10]: the log-determinants of the covariances
-    threshold: torch.Tensor  # []: above it an image is unsure
-
-    @classmethod
-    def fit(cls, network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> "Sureness":
-        """Of training images, normalised [N, 1, 28, 28], and their labels; the threshold is still infinite."""
-        found = features(network, inputs)[0].double()
-        centre, spread = found.mean(0), found.std(0) + 1e-6
-        found = (found - centre) / spread
-        means, factors, constants = [], [], []
+        found = torch.cat([looked_at(network, part)[1] for part in inputs.split(AT_ONCE)]).double()
+        spread = found.std(0) + 1e-3
+        factors, centres, constants = [], [], []
         for digit in range(10):
-            of_digit = found[labels == digit]
+            of_digit = found[labels == digit] / spread
             covariance = of_digit.T.cov()
             covariance += SHRINKAGE * covariance.diagonal().mean() * torch.eye(len(covariance))
             values, vectors = torch.linalg.eigh(covariance)
-            means.append(of_digit.mean(0))
-            factors.append(vectors / values.sqrt())
+            factors.append((vectors / values.sqrt() / spread[:, None]).half())  # as the file has them
+            centres.append((of_digit * spread).mean(0))
             constants.append(values.log().sum())
-        kept = [torch.stack(values).float() for values in (means, factors, constants)]
-        return cls(centre.float(), spread.float(), kept[0], kept[1], kept[2], torch.tensor(torch.inf))
-
-    def scores(self, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-        """The scores [N] of normalised images [N, 1, 28, 28]: the higher, the less like the digit answered."""
-        return self.scores_of(*features(network, inputs))
-
-    def scores_of(self, found: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-        """The scores [N] of what the blocks gave [N, D] for images that were answered so [N]."""
-        found = (found - self.centre) / self.spread - self.means[answers]
-        scores = torch.empty(len(found))
-        for digit in answers.unique():
-            of_digit = answers == digit
-            scores[of_digit] = (found[of_digit] @ self.factors[digit]).square().sum(1) + self.constants[digit]
-        return scores
-
-    def as_tensors(self) -> dict[str, torch.Tensor]:
-        return dict(zip((field.name for field in fields(self)), astuple(self), strict=True))
+    fitted = zip(("factors", "centres", "constants"), (factors, centres, constants), strict=True)
+    return Sureness(threshold=torch.tensor(torch.inf), **{name: torch.stack(values) for name, values in fitted})
 
 
-def load_sureness(files: RunFiles) -> Sureness | None:
-    """What ``tools.calibrate`` wrote for a network; None if it did not. Raises DamagedFileError."""
+@torch.inference_mode()
+def scores(network: nn.Module, sureness: Sureness, inputs: torch.Tensor) -> torch.Tensor:
+    """The scores [N] of normalised images [N, 1, 28, 28]: the higher, the less like the digit answered."""
+    return torch.cat([sureness(*looked_at(network, part)) for part in inputs.split(AT_ONCE)])
+
+
+def save_sureness(sureness: Sureness, files: RunFiles, weights: Path) -> None:
+    """Write what was fitted on a network with these ``weights``."""
+    kept = {name: value.half() if name == "factors" else value for name, value in sureness.named_buffers()}
+    with atomic_write(sureness_file(files)) as file:
+        torch.save(kept | {"weights": _digest(weights)}, file)
+
+
+def load_sureness(files: RunFiles, weights: Path) -> Sureness | None:
+    """What ``tools.calibrate`` wrote for these ``weights``; None if it did not. Raises DamagedFileError."""
     path = sureness_file(files)
     if not path.is_file():
         return None
+    values = load_tensors(path)
     try:
-        return Sureness(**load_tensors(path))
-    except TypeError:
-        raise DamagedFileError(f"{path} is damaged: it holds other fields than a network's sureness") from None
+        return Sureness(**values) if _digest(weights).equal(values["weights"]) else None
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(f"{path} is damaged or of another version: it has no {error}") from None
+
+
+def _digest(path: Path) -> torch.Tensor:
+    return torch.tensor(list(bytes.fromhex(sha256_of(path))), dtype=torch.uint8)

@@ -1,6 +1,5 @@
 """tools.calibrate: a temperature in the weights, and what is no digit."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from imports import torch
 from model_strategy import get_strategy
 from tools.calibrate import fold, main
 from tools.evaluate.measures import predict
-from tools.networks import load_network, probabilities, unsure_of
-from tools.sureness import Sureness, features, load_sureness, sureness_file
+from tools.networks import ask, load_network
+from tools.sureness import fit, load_sureness, save_sureness, scores
 from tools.voting import scale
 
 
@@ -31,16 +30,20 @@ def test_noise_is_unsure_and_the_file_gives_the_same(tmp_path: Path) -> None:
     network, labels = get_strategy("1").build().eval(), torch.arange(10).repeat(30)
     digits = torch.zeros(300, 1, 28, 28)
     digits[:, :, 8:20, 8:20] = torch.rand(300, 1, 12, 12)
-    sureness = Sureness.fit(network, digits, labels)
-    told = sureness.scores(network, digits)
-    sureness = replace(sureness, threshold=told.quantile(0.98))
-    assert (sureness.scores(network, 5 * torch.randn(50, 1, 28, 28)) > sureness.threshold).all()
+    sureness = fit(network, digits, labels)
+    told = scores(network, sureness, digits)
+    sureness.threshold = told.quantile(0.98)
+    assert (scores(network, sureness, 5 * torch.randn(50, 1, 28, 28)) > sureness.threshold).all()
     (tmp_path / "outputs").mkdir()
     files = RunFiles("it", tmp_path)
-    torch.save(sureness.as_tensors(), sureness_file(files))
-    kept = load_sureness(files)
+    torch.save(network.state_dict(), files.params)
+    save_sureness(sureness, files, files.params)
+    kept = load_sureness(files, files.params)
     assert kept is not None
-    assert_close(kept.scores(network, digits), told)
+    assert kept.threshold == sureness.threshold
+    assert_close(scores(network, kept, digits), told)
+    torch.save(get_strategy("1").build().state_dict(), files.params)
+    assert load_sureness(files, files.params) is None  # it is of other weights
 
 
 def test_unknown_run_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +62,7 @@ def test_other_data_is_a_usage_error(finished_run: RunFiles, capsys: pytest.Capt
     assert stopped.value.code == 2
     assert finished_run.params.read_bytes() == before
     network = load_network(name, str(folder))
-    assert unsure_of(network, [torch.zeros(28, 28, dtype=torch.uint8).numpy()], [[0.1] * 10]) == [False]
+    assert [unsure for _, unsure in ask(network, [torch.zeros(28, 28, dtype=torch.uint8).numpy()])] == [False]
 
 
 @pytest.mark.parametrize("name", ["mnist_model_3", "ensemble"])
@@ -67,8 +70,7 @@ def test_what_is_no_digit_is_unsure(name: str) -> None:
     network, cases = load_network(name), PROJECT_DIR / "tests" / "cases"
 
     def unsure(case: Path) -> list[bool]:
-        images = read_page(case).images
-        return unsure_of(network, images, probabilities(network, images))
+        return [unsure for _, unsure in ask(network, read_page(case).images)]
 
     signs = ("ood_A", "ood_X", "ood_house", "ood_triangle")
     assert all(unsure(cases / f"{sign}.png") == [True] for sign in signs)
@@ -81,11 +83,10 @@ def test_onnx_gives_what_pytorch_does(test_set: tuple[torch.Tensor, torch.Tensor
     images = list(test_set[0][:200].numpy())
     for name in ("mnist_model_1", "mnist_model_2", "mnist_model_3", "ensemble"):
         network = load_network(name)
-        rows = probabilities(network, images)
+        rows, unsure = zip(*ask(network, images), strict=True)
         inputs = normalize(test_set[0][:200, None].float())
         with torch.inference_mode():
             assert_close(torch.tensor(rows), network.model(inputs).exp(), atol=1e-5, rtol=0)
         assert network.sureness is not None
-        found = features(network.model, inputs)[0]
-        expected = network.sureness.scores_of(found, torch.tensor(rows).argmax(1)) > network.sureness.threshold
-        assert unsure_of(network, images, rows) == expected.tolist()
+        expected = scores(network.model, network.sureness, inputs) > network.sureness.threshold
+        assert list(unsure) == expected.tolist()

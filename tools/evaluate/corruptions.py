@@ -93,11 +93,12 @@ def motion_blur(images: Images, values: tuple[int, float], generator: torch.Gene
     """
     reach, sigma = values
     angles = (torch.rand(len(images), generator=generator) * 2 - 1) * (math.pi / 4)
-    unit, smeared = torch.eye(2, 3).repeat(len(images), 1, 1), torch.zeros_like(images)
+    pixels = F.affine_grid(torch.eye(2, 3)[None], [1, 1, SIZE, SIZE], align_corners=False)
+    onward = torch.stack([angles.cos(), angles.sin()], 1)[:, None, None] * (2 / SIZE)
     weights = [math.exp(-(step**2) / (2 * sigma**2)) for step in range(2 * reach + 1)]
+    smeared = torch.zeros_like(images)
     for step, weight in enumerate(weights):
-        unit[:, :, 2] = torch.stack([angles.cos(), angles.sin()], 1) * (2 * step / SIZE)
-        grid = F.affine_grid(unit, list(images.shape), align_corners=False)
+        grid = pixels + step * onward
         smeared += weight * F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     return smeared / sum(weights)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 import numpy as np
-from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
@@ -19,9 +19,9 @@ from image_data.errors import EmptyImageError, ImageError, TooLargeError
 from image_data.form import MAX_BYTES, Box, MnistImage, read_page
 from image_data.readers import read_picture
 from tools.compare.comparer import RunRow, mnist_test_digits
-from tools.networks import Network, probabilities, unsure_of
+from tools.networks import Network, ask
 from tools.web.live import LOOK_SECONDS
-from tools.web.server import Result, Server, TheServer, problems, read_body
+from tools.web.server import Server, TheServer, problems, read_body
 
 MNIST_BYTES = 784
 RAW_TYPE = "application/octet-stream"
@@ -113,9 +113,8 @@ def answer(networks: list[Network], body: bytes, raw: bool) -> Answer:
     predictions = {}
     for network in networks:
         images = [image if raw or network.data.form == "mnist" else read_picture(body, network.data.form)]
-        rows = probabilities(network, images)
-        (unsure,), (row,) = unsure_of(network, images, rows), rows
-        digit = max(range(10), key=row.__getitem__)
+        ((row, unsure),) = ask(network, images)
+        digit = row.index(max(row))
         predictions[network.name] = Prediction(digit=digit, probabilities=[round(p, 6) for p in row], unsure=unsure)
     return Answer(predictions=predictions, input=image.reshape(-1).tolist(), count=count)
 
@@ -126,44 +125,38 @@ def reading(networks: list[Network], name: str | None, body: bytes) -> Reading:
     if not asked:
         raise HTTPException(404, f"there is no network {name or ''} for drawings; /api/models lists them")
     page, network = read_page(body), asked[0]
-    rows = probabilities(network, page.images)
-    best = [max(range(10), key=row.__getitem__) for row in rows]
-    digits = [
-        Read(
-            digit=digit,
-            confidence=round(row[digit], 6),
-            unsure=unsure,
-            box=box,
-            line=line,
-            form=b64encode(image).decode(),
-        )
-        for digit, row, unsure, box, line, image in zip(
-            best, rows, unsure_of(network, page.images, rows), page.boxes, page.lines, page.images, strict=True
-        )
-    ]
-    text = page.text([network.data.classes[digit] for digit in best])
+    digits = []
+    found = zip(ask(network, page.images), page.boxes, page.lines, page.images, strict=True)
+    for (row, unsure), box, line, image in found:
+        confidence, form = round(max(row), 6), b64encode(image.tobytes()).decode()
+        digit = row.index(max(row))
+        digits.append(Read(digit=digit, confidence=confidence, unsure=unsure, box=box, line=line, form=form))
+    text = page.text([network.data.classes[one.digit] for one in digits])
     return Reading(name=network.name, text=text, width=page.width, height=page.height, digits=digits)
 
 
 async def asked_of(
-    request: Request, server: Server, allowed: Sequence[str], work: Callable[[list[Network], str, bytes], Result]
-) -> Result:
-    """What ``work`` answers to a request's image, its content type one of ``allowed``."""
+    request: Request, server: Server, allowed: Sequence[str], work: Callable[[list[Network], str, bytes], BaseModel]
+) -> Response:
+    """What ``work`` answers to a request's image, its content type one of ``allowed``.
+
+    As JSON already: FastAPI would check the answer and write it in the loop that all requests share.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in allowed:
         raise HTTPException(415, f"the content type {content_type!r} is not allowed; send one of {', '.join(allowed)}")
     async with server.inference.place():
         body = await read_body(request, MAX_BYTES)
 
-        def read() -> Result:
+        def read() -> str:
             try:
-                return work(server.answering_networks(), content_type, body)
+                return work(server.answering_networks(), content_type, body).model_dump_json()
             except TooLargeError as error:
                 raise HTTPException(413, str(error)) from None
             except (ImageError, EmptyImageError) as error:
                 raise HTTPException(422, str(error)) from None
 
-        return await server.inference.work(read)
+        return Response(await server.inference.work(read), media_type="application/json")
 
 
 @router.post(
@@ -173,7 +166,7 @@ async def asked_of(
     openapi_extra={"requestBody": {**BODY, "content": {**IMAGE_CONTENT, RAW_TYPE: RAW_SCHEMA}}},
     tags=["predict"],
 )
-async def predict(request: Request, server: TheServer) -> Answer:
+async def predict(request: Request, server: TheServer) -> Response:
     """Which digit is on an image, by every network; of several the largest."""
 
     def work(networks: list[Network], content_type: str, body: bytes) -> Answer:
@@ -193,7 +186,7 @@ async def read(
     request: Request,
     server: TheServer,
     name: Annotated[str | None, Query(max_length=100, description="the network; else the ensemble")] = None,
-) -> Reading:
+) -> Response:
     """Which digits are on a picture of one, of a number, or of a page of numbers, by one network."""
 
     def work(networks: list[Network], _content_type: str, body: bytes) -> Reading:
