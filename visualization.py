@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.files import RunFiles, UsageError, atomic_write
+from common.files import RunFiles, UsageError, atomic_write, write_whole
 from common.results import (
     Metrics,
     OutputDir,
@@ -38,10 +38,8 @@ def count_parameters(model: nn.Module) -> int:
 def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> Model:
     """Load the weights of the run ``name`` into ``model`` and return it in evaluation mode.
 
-    Raises:
-        FileNotFoundError: there is no such run; the message lists those that exist.
-        DamagedFileError: the file is damaged, or a pickle with code in it, which is not run.
-        RuntimeError: it holds the weights of another network; the message says of which.
+    A FileNotFoundError lists the runs there are. A DamagedFileError: the file is damaged, or a pickle with code in it,
+    which is not run. A RuntimeError says of which other network the weights are.
     """
     path = RunFiles(name, output_dir).params
     if not path.exists():
@@ -91,10 +89,7 @@ def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (1, 28, 2
 
 def save_model_summary(model: nn.Module, name: str, output_dir: OutputDir = None) -> Path:
     """Write the torchsummary table to ``summaries/NAME_summary.txt`` and return that path."""
-    path = RunFiles(name, output_dir).summary
-    with atomic_write(path) as file:
-        file.write(model_summary(model).encode())
-    return path
+    return write_whole(RunFiles(name, output_dir).summary, model_summary(model).encode())
 
 
 def plot_metrics(metrics: Metrics, name: str, output_dir: OutputDir = None) -> Path:

@@ -27,7 +27,7 @@ from typing import IO
 
 import imports
 from common.cli import Log
-from common.files import CommandError, UsageError, atomic_write
+from common.files import CommandError, UsageError, atomic_write, write_whole
 
 # SHA-256 of the four original files, uncompressed.
 MNIST_SHA256 = {
@@ -126,8 +126,7 @@ def expected_sums(raw: Path) -> dict[str, str]:
 
 
 def write_sums(raw: Path, sums: Mapping[str, str]) -> None:
-    with atomic_write(raw / SUMS_FILE) as file:
-        file.write("".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode())
+    write_whole(raw / SUMS_FILE, "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode())
 
 
 def _wrong_files(raw: Path, expected: dict[str, str]) -> list[str]:
