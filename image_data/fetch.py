@@ -1,9 +1,6 @@
 """The four MNIST files on disk: verified by SHA-256, fetched if they are not there.
 
-    raw_folder = ensure_mnist("data")      # data/MNIST/raw; torchvision.datasets.MNIST("data") reads it
-
-A data set of your own in MNIST's format works too: put its four files there with a ``SHA256SUMS`` beside them
-(``cd data/MNIST/raw && sha256sum *-ubyte > SHA256SUMS``).
+raw_folder = ensure_mnist("data")      # data/MNIST/raw; torchvision.datasets.MNIST("data") reads it
 """
 
 import contextlib

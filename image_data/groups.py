@@ -33,8 +33,7 @@ class Digit:
 def digits_in(ink: Grey) -> list[Digit]:
     """The digits of a picture's ink [H, W] in reading order: lines from top to bottom, each from left to right.
 
-    Raises:
-        EmptyImageError: there is no ink.
+    An EmptyImageError if there is no ink.
     """
     dark = (ink > INK).astype(np.uint8)
     x, y, width, height = cv2.boundingRect(dark)
