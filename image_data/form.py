@@ -21,10 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from image_data.errors import MIN_CONTRAST
-from image_data.errors import EmptyImageError as EmptyImageError  # the errors are to be had from here too
-from image_data.errors import ImageError as ImageError
-from image_data.errors import TooLargeError as TooLargeError
+from image_data.errors import MIN_CONTRAST, ImageError, TooLargeError
 
 if TYPE_CHECKING:
     from image_data.groups import Digit
