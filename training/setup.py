@@ -119,8 +119,7 @@ def prepare_machine(config: TrainConfig, device: torch.device, log: Log) -> None
 
 def make_network(config: TrainConfig, device: torch.device) -> nn.Module:
     """The network that ``config`` names, new, with the dropout and the BatchNorm momentum that it sets."""
-    model = ModelContext(get_strategy(config.model)).get_model(device)
-    model = model.to(memory_format=torch.channels_last)
+    model = ModelContext(get_strategy(config.model)).get_model(device).to(memory_format=torch.channels_last)
     if config.init is not None:
         try:
             load_weights(model, weights_file(config.init, config.output_dir)).train()
