@@ -77,13 +77,13 @@ def _shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (1, 28, 28)) -> str:
-    """The table that torchsummary prints for ``model``."""
+def model_summary(model: nn.Module) -> str:
+    """The table that torchsummary prints for ``model`` on an image."""
     # torchsummary runs a forward pass of random numbers, in whatever mode the network is in: on a copy, so
     # that BatchNorm's statistics do not move, and with the random generator put back.
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), torch.random.fork_rng(devices=[]):
-        summary(copy.deepcopy(model).cpu().eval(), input_size, device="cpu")
+        summary(copy.deepcopy(model).cpu().eval(), (1, 28, 28), device="cpu")
     return printed.getvalue()
 
 
