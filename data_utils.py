@@ -110,11 +110,9 @@ class PartOfEachBatch(BatchSampler):
 
 
 def train_transforms(policy: Policy = POLICIES["rotate"], facts: DataSet = MNIST) -> transforms.Compose:
-    """The training transforms for PIL images, of a rotation policy or none; a ValueError if it is another."""
+    """The training transforms for PIL images, of the policies that this pipeline knows: rotate and none."""
     if policy.draws == 0:
         return test_transforms(facts)
-    if not policy.nearest:
-        raise ValueError("the torchvision pipeline knows none and rotate; the other policies need the tensor pipeline")
     rotation = transforms.RandomRotation((-policy.rotation, policy.rotation), fill=(FILL,))
     return transforms.Compose([rotation, *test_transforms(facts).transforms])
 
@@ -164,14 +162,10 @@ def _read_images(data_dir: str | os.PathLike[str], train: bool) -> Batch:
 def load_data(
     settings: Any, device: torch.device, log: Log = print, share: tuple[int, int] = (0, 1), with_test: bool = True
 ) -> Data:
-    """The training, validation and test batches of one run, or a process's part of each of them.
+    """The training, validation and test batches of a run with the ``settings`` of a ``TrainConfig``.
 
-    Raises as ``load_images`` and ``split_indices``.
-
-    Args:
-        settings: a ``TrainConfig``: its data, batch size, seed, pipeline, augmentation and ``val_split``.
-        share: (rank, count) of the process, if there are several.
-        with_test: False: the test images are not read, and ``Data.test`` is None.
+    Of several processes each gets its ``share`` of every batch, (rank, count). ``with_test`` False: the test images are
+    not read, and ``Data.test`` is None. Raises as ``load_images`` and ``split_indices``.
     """
     folder = settings.ensure_data(log)
     facts, tensors = facts_of(folder), settings.pipeline == "tensor"

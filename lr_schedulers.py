@@ -34,11 +34,9 @@ def get_scheduler(
     if name == "onecycle":
         return imports.OneCycleLR(
             optimizer,
-            max_lr=max_lr,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
+            max_lr,
+            total_steps=epochs * steps_per_epoch,
             pct_start=pct_start,
-            anneal_strategy="cos",
             div_factor=div_factor,
             final_div_factor=final_div_factor,
             cycle_momentum=False,

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Processes, signals: StopSignals) -> int:
     config_file, resume = given.pop("config", None), given.pop("resume", False)
-    config = TrainConfig.from_sources(given, config_file)
+    settings = ({} if config_file is None else read_config_file(config_file)) | given
+    config = TrainConfig(**settings)
     if config.tensorboard:
         check_installed()
     say = functools.partial(print, flush=True) if processes.is_main else silent
@@ -66,7 +67,6 @@ def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Proc
     if resume:
         from training.checkpoint import load_checkpoint, resumed_config
 
-        settings = {**(read_config_file(config_file) if config_file else {}), **given}
         checkpoint = load_checkpoint(config.files, say)
         config = resumed_config(checkpoint, config.files, settings, processes.count)
         if checkpoint["epochs_done"] >= config.epochs and _is_finished(config):
@@ -102,7 +102,7 @@ def _run(parser: argparse.ArgumentParser, given: dict[str, Any], processes: Proc
         print(f"{parser.prog}: process {processes.rank} lost the others: {error}", file=sys.stderr)
         return 1
     if processes.is_main:
-        print_result(result.metrics, result.files, config.output_dir)
+        print_result(result.metrics, result.files)
     return 0
 
 
@@ -148,7 +148,7 @@ def _how_to_go_on(config: TrainConfig, processes: Processes) -> str:
     return f"; to go on from epoch {done}: {launcher} {shlex.join(words)}"
 
 
-def print_result(metrics: dict[str, Any], files: RunFiles, output_dir: str | None = None) -> None:
+def print_result(metrics: dict[str, Any], files: RunFiles) -> None:
     """A short summary of a finished run, where each of its files is, and what there is to do with it."""
     accuracies = metrics["test_acc"]
     best = accuracies.index(max(accuracies))
@@ -159,7 +159,7 @@ def print_result(metrics: dict[str, Any], files: RunFiles, output_dir: str | Non
     )
     for what in ("params", "metrics", "summary", "plot", "checkpoint", "log"):
         print(f"  {what:<10} {shown_path(getattr(files, what))}")
-    place = ["--output_dir", output_dir] if output_dir else []
+    place = ["--output_dir", str(files.output_dir)] if files.output_dir else []
     of_it = shlex.join(["--name", metrics["name"], *place])
     print("What next?")
     print(f"  errors, calibration, robustness  python -m tools.evaluate {of_it}")

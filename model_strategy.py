@@ -1,13 +1,6 @@
 """Which network: one strategy a network, one registry of strategies.
 
-    model = ModelContext(get_strategy("3")).get_model(device)
-
-A network of your own joins the registry, and every command then knows it:
-
-    @register("tiny")
-    class TinyStrategy(ModelStrategy):
-        def build(self):
-            return TinyNet()
+model = ModelContext(get_strategy("3")).get_model(device)
 """
 
 from __future__ import annotations
@@ -35,7 +28,7 @@ _Strategy = TypeVar("_Strategy", bound=type[ModelStrategy])
 
 
 def register(name: str) -> Callable[[_Strategy], _Strategy]:
-    """Class decorator that makes a strategy known under ``name``; a ValueError if the name is taken."""
+    """Class decorator: every command then knows a strategy under ``name``; a ValueError if the name is taken."""
 
     def add(strategy: _Strategy) -> _Strategy:
         if name in _REGISTRY:

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.files import RunFiles, UsageError, atomic_write
+from common.files import RunFiles, UsageError, atomic_write, write_whole
 from common.results import (
     Metrics,
     OutputDir,
@@ -38,10 +38,8 @@ def count_parameters(model: nn.Module) -> int:
 def load_model_params(model: Model, name: str, output_dir: OutputDir = None) -> Model:
     """Load the weights of the run ``name`` into ``model`` and return it in evaluation mode.
 
-    Raises:
-        FileNotFoundError: there is no such run; the message lists those that exist.
-        DamagedFileError: the file is damaged, or a pickle with code in it, which is not run.
-        RuntimeError: it holds the weights of another network; the message says of which.
+    A FileNotFoundError lists the runs there are. A DamagedFileError: the file is damaged, or a pickle with code in it,
+    which is not run. A RuntimeError says of which other network the weights are.
     """
     path = RunFiles(name, output_dir).params
     if not path.exists():
@@ -79,22 +77,19 @@ def _shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def model_summary(model: nn.Module, input_size: tuple[int, int, int] = (1, 28, 28)) -> str:
-    """The table that torchsummary prints for ``model``."""
+def model_summary(model: nn.Module) -> str:
+    """The table that torchsummary prints for ``model`` on an image."""
     # torchsummary runs a forward pass of random numbers, in whatever mode the network is in: on a copy, so
     # that BatchNorm's statistics do not move, and with the random generator put back.
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), torch.random.fork_rng(devices=[]):
-        summary(copy.deepcopy(model).cpu().eval(), input_size, device="cpu")
+        summary(copy.deepcopy(model).cpu().eval(), (1, 28, 28), device="cpu")
     return printed.getvalue()
 
 
 def save_model_summary(model: nn.Module, name: str, output_dir: OutputDir = None) -> Path:
     """Write the torchsummary table to ``summaries/NAME_summary.txt`` and return that path."""
-    path = RunFiles(name, output_dir).summary
-    with atomic_write(path) as file:
-        file.write(model_summary(model).encode())
-    return path
+    return write_whole(RunFiles(name, output_dir).summary, model_summary(model).encode())
 
 
 def plot_metrics(metrics: Metrics, name: str, output_dir: OutputDir = None) -> Path:

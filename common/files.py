@@ -2,8 +2,7 @@
 
 files = RunFiles("mnist_model_1")            # under the project
 files = RunFiles("trial", "/tmp/results")    # under a folder of your own
-with atomic_write(files.metrics) as f:
-    f.write(b"...")
+write_whole(files.metrics, b"...")
 """
 
 import os
@@ -35,12 +34,8 @@ class DamagedFileError(CommandError):
 def atomic_write(path: Path, durable: bool = True, keep: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file beside ``path`` for writing and rename it into place when the block ends without an error.
 
-    Whatever stood under ``path`` stays whole until the rename, and for good if the block fails.
-
-    Args:
-        path: the final name; its folder exists.
-        durable: wait until the disk has the bytes and the name, so that they survive a power cut.
-        keep: a name for what stood under ``path``; between two renames it is the only one of the two.
+    Whatever stood under ``path`` stays whole until then, and for good if the block fails; with ``keep`` it gets that
+    name. ``durable`` waits until the disk has the bytes and the name, so that they survive a power cut.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
@@ -63,6 +58,13 @@ def atomic_write(path: Path, durable: bool = True, keep: Path | None = None) -> 
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk does not say by itself which file it was
         raise
+
+
+def write_whole(path: Path, content: bytes, durable: bool = True) -> Path:
+    """Write ``content`` to ``path`` as ``atomic_write`` does, and return ``path``."""
+    with atomic_write(path, durable) as file:
+        file.write(content)
+    return path
 
 
 class RunFiles:
@@ -91,8 +93,7 @@ class RunFiles:
         for folder in (self.metrics.parent, self.summary.parent, self.plot.parent):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=folder):
-                    pass
+                tempfile.TemporaryFile(dir=folder).close()
             except OSError as error:
                 raise UsageError(f"output_dir: cannot write into {folder}: {error.strerror}") from None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Any
 
-from common.files import DamagedFileError, RunFiles, atomic_write, existing_runs
+from common.files import DamagedFileError, RunFiles, atomic_write, existing_runs, write_whole
 from imports import nn, torch
 
 METRICS_SCHEMA = 1
@@ -76,9 +76,7 @@ def save_metrics_json(metrics: Metrics, name: str, output_dir: OutputDir = None,
 def save_json(fields: dict[str, Any], path: Path, durable: bool = True) -> Path:
     """Write ``fields`` to ``path``, one line a field, and return that path; a ValueError if a number is not finite."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in fields.items()]
-    with atomic_write(path, durable) as file:
-        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
-    return path
+    return write_whole(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode(), durable)
 
 
 def load_metrics_json(name: str, output_dir: OutputDir = None) -> Metrics:

@@ -1,10 +1,8 @@
 """Augmentation of whole batches, float grey levels 0-255 [N, 1, H, W], each image by its own draws.
 
-    policy = get_policy("affine")                      # policies.py has them all
-    draws = torch.rand(len(images), policy.draws)
-    images = augment(images, policy, draws)
-
-``python -m tools.augment --policy affine`` shows what a policy does.
+policy = get_policy("affine")      # policies.py has them all; python -m tools.augment shows what they do
+draws = torch.rand(len(images), policy.draws)
+images = augment(images, policy, draws)
 """
 
 import functools

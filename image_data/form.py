@@ -21,10 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from image_data.errors import MIN_CONTRAST
-from image_data.errors import EmptyImageError as EmptyImageError  # the errors are to be had from here too
-from image_data.errors import ImageError as ImageError
-from image_data.errors import TooLargeError as TooLargeError
+from image_data.errors import MIN_CONTRAST, ImageError, TooLargeError
 
 if TYPE_CHECKING:
     from image_data.groups import Digit
@@ -69,41 +66,38 @@ def read_page(source: bytes | str | os.PathLike[str]) -> Page:
     across, down = width / grey.shape[1], height / grey.shape[0]
 
     def scaled_up(box: Box) -> Box:
-        left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
-        left, top, right, bottom = round(left * across), round(top * down), round(right * across), round(bottom * down)
-        return left, top, right - left, bottom - top
+        left, top = round(box[0] * across), round(box[1] * down)
+        return left, top, round((box[0] + box[2]) * across) - left, round((box[1] + box[3]) * down) - top
 
     boxes, lines = [scaled_up(digit.box) for digit in digits], [digit.line for digit in digits]
-    return Page(width, height, [_in_form(digit) for digit in digits], boxes, lines, _largest(digits))
+    return Page(width, height, [centred(scaled(digit.ink)) for digit in digits], boxes, lines, _largest(digits))
 
 
 def read_grey(source: bytes | str | os.PathLike[str], mixed: bool = True) -> Grey:
     """The grey levels 0-255, float32 [H, W], of an image file of ``FORMATS``, no side longer than ``WORKING_SIDE``.
 
     Size and format are looked at before anything is unpacked, so that a small file cannot fill the memory. What is
-    transparent becomes paper: white under dark ink, black under light ink.
+    transparent becomes paper: white under dark ink, black under light ink. Colours are ``mixed`` as strokes stand out
+    most, where their lightness hides them; False: their lightness.
 
-    Args:
-        mixed: colours are mixed as strokes stand out most, where their lightness hides them; False: their lightness.
-
-    Raises:
-        TooLargeError: it has more than ``MAX_BYTES`` or ``MAX_PIXELS``.
-        ImageError: it is damaged, or of another format.
-        OSError: the file cannot be read.
+    A TooLargeError: it has more than ``MAX_BYTES`` or ``MAX_PIXELS``. An ImageError: it is damaged, or of another
+    format. An OSError: the file cannot be read.
     """
     return _read(source, mixed)[0]
 
 
 def _read(source: bytes | str | os.PathLike[str], mixed: bool) -> tuple[Grey, tuple[int, int]]:
     """The grey levels, and width and height of the picture as it is shown."""
-    data = source if isinstance(source, bytes) else _read_file(source)
-    if len(data) > MAX_BYTES:
-        raise TooLargeError(f"the image has {len(data):,} bytes; at most {MAX_BYTES:,} are allowed")
-    formats = _heif() if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS else FORMATS
+    if not isinstance(source, bytes):
+        with open(source, "rb") as file:
+            source = file.read(MAX_BYTES + 1)
+    if len(source) > MAX_BYTES:
+        raise TooLargeError(f"the image has {len(source):,} bytes; at most {MAX_BYTES:,} are allowed")
+    formats = _heif() if source[4:8] == b"ftyp" and source[8:12] in HEIF_BRANDS else FORMATS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own, of sizes that are looked at below
-            image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
+            image: Image.Image = Image.open(io.BytesIO(source), formats=formats)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise TooLargeError(f"the image has {width} x {height} pixels; at most {MAX_PIXELS:,} in all")
@@ -129,11 +123,6 @@ def _heif() -> tuple[str, ...]:
         raise ImageError("this is a HEIC image; pip install pillow-heif lets it be read") from None
     pillow_heif.register_heif_opener()
     return ("HEIF",)
-
-
-def _read_file(path: str | os.PathLike[str]) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(MAX_BYTES + 1)
 
 
 def _grey(image: Image.Image, mixed: bool) -> Grey:
@@ -172,19 +161,12 @@ def _on_paper(grey_alpha: Grey) -> Grey:
 
 
 def to_mnist(grey: NDArray[Any]) -> MnistImage:
-    """Bring a digit into MNIST's form: of several the largest.
+    """The largest digit among grey levels 0-255 [H, W] in MNIST's form: uint8 [28, 28], white on black.
 
-    Args:
-        grey: grey levels 0-255 [H, W], dark on light or light on dark; what lies along the edge is the paper.
-
-    Returns:
-        uint8 [28, 28], white on black.
-
-    Raises:
-        EmptyImageError: nothing is drawn on it.
+    Dark on light or light on dark: what lies along the edge is the paper. An EmptyImageError if nothing is drawn on it.
     """
     digits = _digits_of(grey)
-    return _in_form(digits[_largest(digits)])
+    return centred(scaled(digits[_largest(digits)].ink))
 
 
 def _digits_of(grey: NDArray[Any]) -> "list[Digit]":
@@ -195,10 +177,6 @@ def _digits_of(grey: NDArray[Any]) -> "list[Digit]":
 
 def _largest(digits: "Sequence[Digit]") -> int:
     return max(range(len(digits)), key=lambda place: float(digits[place].ink.sum()))
-
-
-def _in_form(digit: "Digit") -> MnistImage:
-    return centred(scaled(digit.ink))
 
 
 def scaled(box: Grey) -> Grey:

@@ -33,8 +33,7 @@ class Digit:
 def digits_in(ink: Grey) -> list[Digit]:
     """The digits of a picture's ink [H, W] in reading order: lines from top to bottom, each from left to right.
 
-    Raises:
-        EmptyImageError: there is no ink.
+    An EmptyImageError if there is no ink.
     """
     dark = (ink > INK).astype(np.uint8)
     x, y, width, height = cv2.boundingRect(dark)
@@ -82,10 +81,9 @@ def joined(boxes: NDArray[Any], amounts: NDArray[Any]) -> list[list[int]]:
         sizes = around[:, 2:] - around[:, :2]
         height = middle(sizes[:, 1], weights, 0.75)
         low, high = (np.minimum, np.maximum)
-        apart = high.outer(around[:, 0], around[:, 0]) - low.outer(around[:, 2], around[:, 2])
-        below = high.outer(around[:, 1], around[:, 1]) - low.outer(around[:, 3], around[:, 3])
-        wide = high.outer(around[:, 2], around[:, 2]) - low.outer(around[:, 0], around[:, 0])
-        tall = high.outer(around[:, 3], around[:, 3]) - low.outer(around[:, 1], around[:, 1])
+        sides = [(around[:, axis], around[:, axis + 2]) for axis in (0, 1)]
+        apart, below = (high.outer(start, start) - low.outer(end, end) for start, end in sides)
+        wide, tall = (high.outer(end, end) - low.outer(start, start) for start, end in sides)
         narrow, short = (low.outer(sizes[:, axis], sizes[:, axis]) for axis in (0, 1))
         over = (-apart > 0.3 * narrow) & (below < 0.12 * height) & (tall < 2.2 * height)
         beside = (apart < 0.04 * height) & (below < 0) & (tall < 1.6 * height)

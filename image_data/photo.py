@@ -44,8 +44,7 @@ def most_contrast(rgb: NDArray[np.uint8]) -> Grey:
 def ink_of(grey: Grey) -> Grey:
     """How much ink every pixel carries, from 0 (paper) to 1 (the darkest), [H, W].
 
-    Raises:
-        EmptyImageError: there is no more contrast than an empty sheet's.
+    An EmptyImageError if there is no more contrast than an empty sheet's.
     """
     edges = np.concatenate(edges_of(grey))
     common = int(np.bincount(edges.astype(np.uint8)).argmax())
@@ -255,8 +254,7 @@ def _step(contour: Any, levels: Any) -> float:
 def without_lines(ink: Grey, share: float) -> Grey:
     """``ink`` without printed lines and frames, where strokes are left once they are gone.
 
-    Args:
-        share: of its way from edge to edge that a printed line is seen at least.
+    Of a printed line at least ``share`` of its way from edge to edge is seen.
     """
     framed = without_frames(ink)
     ruled = without_rules(framed, share)
@@ -286,18 +284,12 @@ def without_rules(ink: Grey, share: float) -> Grey:
         points = (t[inside], across[inside]) if down else (across[inside], t[inside])
         if inside.mean() > 0.3 and near[points].mean() > share:
             drawn[down][points] = 1
-    for number, line in enumerate(drawn):
+    size = max(3, round(RULE * shorter)) + 2
+    for line, shape in zip(drawn, ((size, 1), (1, size)), strict=True):
         if line.any():
-            ink = _without(ink, line, bool(number), max(3, round(RULE * shorter)))
+            crossing = cv2.morphologyEx(ink, cv2.MORPH_OPEN, np.ones(shape, np.uint8))
+            ink = np.where(cv2.dilate(line, np.ones((size, size), np.uint8)) > 0, crossing, ink)
     return ink
-
-
-def _without(ink: Grey, line: Any, down: bool, thickest: int) -> Grey:
-    """Without what lies on ``line`` and is at most ``thickest`` pixels thick."""
-    size = (thickest + 2, 1) if down else (1, thickest + 2)
-    crossing = cv2.morphologyEx(ink, cv2.MORPH_OPEN, np.ones(size[::-1], np.uint8))
-    on_line = cv2.dilate(line, np.ones((thickest + 2, thickest + 2), np.uint8)) > 0
-    return np.where(on_line, crossing, ink)
 
 
 def without_frames(ink: Grey) -> Grey:

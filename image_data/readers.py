@@ -87,12 +87,14 @@ def read_source(source: Path, form: str, log: Log) -> tuple[list[str], Part, Par
 
 def _read(source: Path, form: str) -> tuple[Part, Part | None]:
     """The images and labels of a folder or a file, whichever kind it is; None: it has no test images."""
-    if source.is_file():
-        return _labelled(source), None
-    tables = {part: _one_of(source, (f"{part}.csv", f"{part}.csv.gz")) for part in ("train", "test")}
-    if tables["train"]:
-        test = read_csv(tables["test"]) if tables["test"] else None
-        return _labelled(tables["train"]), test if test and test[1] is not None else None
+    table = source if source.is_file() else _one_of(source, ("train.csv", "train.csv.gz"))
+    if table:
+        train = read_csv(table)
+        if train[1] is None:
+            raise UsageError(f"dataset: {table} has no labels to train on; tools.predict reads it")
+        beside = _one_of(source, ("test.csv", "test.csv.gz"))
+        test = read_csv(beside) if beside else None
+        return train, test if test and test[1] is not None else None
     for folder in (source, source / "MNIST" / "raw"):
         files = {
             part: _one_of(folder, [f"{part}{dot}idx{sides}-ubyte{end}" for dot in "-." for end in ("", ".gz")])
@@ -149,27 +151,19 @@ def read_csv(path: Path) -> tuple[Any, Sequence[int] | None]:
         with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a table without rows, which is told below
             header = [word.strip(' "\r\n') for word in file.readline().split(",")]
-            if header not in (PIXELS, ["label", *PIXELS]):
-                raise UsageError(f"dataset: the header of {path} is not label,pixel0,...,pixel783, or without label")
-            rows = np.loadtxt(file, np.uint8, delimiter=",", ndmin=2)
-    except UsageError:
-        raise
+            known = header in (PIXELS, ["label", *PIXELS])
+            rows = np.loadtxt(file, np.uint8, delimiter=",", ndmin=2) if known else None
     except (ValueError, OSError, EOFError, zlib.error) as error:  # a level that is no byte, a row of another length
         reason = str(error).partition(";")[0]
         if reason.startswith("could not convert"):
             reason = f"grey levels outside 0 to 255: {reason}"
         raise UsageError(f"dataset: {path}: {reason}") from None
+    if rows is None:
+        raise UsageError(f"dataset: the header of {path} is not label,pixel0,...,pixel783, or without label")
     if not len(rows) or rows.shape[1] != len(header):
         raise UsageError(f"dataset: {path} has {len(rows)} rows, of another length than its header")
     images = np.ascontiguousarray(rows[:, -len(PIXELS) :]).reshape(-1, SIDE, SIDE)
     return images, rows[:, 0].tolist() if header[0] == "label" else None
-
-
-def _labelled(path: Path) -> Part:
-    images, labels = read_csv(path)
-    if labels is None:
-        raise UsageError(f"dataset: {path} has no labels to train on; tools.predict reads it")
-    return images, labels
 
 
 def _pictures(folder: Path, form: str) -> Part:
@@ -183,7 +177,10 @@ def _pictures(folder: Path, form: str) -> Part:
             try:  # each at once in its small form: thousands of photos would fill the memory
                 with Image.open(path) as image:
                     kinds.setdefault(f"{image.width}x{image.height} {image.mode}", path)
-                    images.append(_brought(_grey(image, path, form), form))
+                    # what is transparent, how it lies and its colours: as of a picture that is to be predicted
+                    coloured = image.mode != "L" and image.format in FORMATS
+                    grey = read_grey(path, mixed=form == "mnist") if coloured else np.asarray(image.convert("L"))
+                    images.append(_brought(grey, form))
             except Exception as error:  # what a damaged file makes the decoders raise may be anything
                 reason = str(error).splitlines()[0]
                 raise UsageError(f"dataset: {path} is no image that can be read: {reason}") from None
@@ -194,13 +191,6 @@ def _pictures(folder: Path, form: str) -> Part:
     if not images:
         raise UsageError(f"dataset: {folder} has neither a folder for each class, nor IDX files, nor a train.csv")
     return np.stack(images), labels
-
-
-def _grey(image: Image.Image, path: str, form: str) -> Any:
-    """Its grey levels [H, W]: what is transparent and how it lies as ``read_grey`` takes it, who predicts."""
-    if image.mode == "L" or image.format not in FORMATS:
-        return np.asarray(image.convert("L"))
-    return read_grey(path, mixed=form == "mnist")
 
 
 def read_picture(source: bytes | str, form: str) -> NDArray[np.uint8]:

@@ -3,12 +3,8 @@
     load_kernels(print)                 # training/native.py: the CPU's, compiled once a machine
     fast = KernelNetwork(network)       # computes what the network computes, with the same parameters
 
-A library's convolution is made for hundreds of channels; with 8 to 16, much of its time and of what stands between two
-convolutions is not arithmetic. Here the images of a batch lie side by side in the lanes of the vector registers, 8 with
-AVX2 and 16 with AVX-512, so that any number of channels fills them; a GPU has 16 channels side by side. BatchNorm's
-numbers and dropout are computed where they are needed, so that nothing stands between two blocks either.
-
-The networks know nothing of this: what one computes is read off its graph, as torch.fx traces it.
+A library's convolution is made for hundreds of channels, not for 8 to 16: docs/speed.md tells what is done instead. The
+networks know nothing of this: what one computes is read off its graph, as torch.fx traces it.
 """
 
 from dataclasses import dataclass, field

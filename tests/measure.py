@@ -129,7 +129,8 @@ def drawings(args: argparse.Namespace) -> int:
 
 def accuracy_of_photos(count: int, data_dir: str | None = None) -> dict[str, dict[str, float]]:
     """Percent right of ``count`` test digits, photographed: condition -> network -> accuracy."""
-    from image_data.form import EmptyImageError, read_grey, to_mnist
+    from image_data.errors import EmptyImageError
+    from image_data.form import read_grey, to_mnist
     from tests.photographs import CONDITIONS, photograph
     from tools.networks import Networks, probabilities
 
@@ -163,7 +164,8 @@ def accuracy_of_pages(count: int, data_dir: str | None = None) -> dict[str, dict
 
     A page has three lines of four test digits.
     """
-    from image_data.form import EmptyImageError, read_page
+    from image_data.errors import EmptyImageError
+    from image_data.form import read_page
     from tests.photographs import page
     from tools.networks import Networks, probabilities
 

@@ -19,9 +19,7 @@ from training.config import TrainConfig, fields_in
 
 CHECKPOINT_SCHEMA = 2
 
-# ``schema``, ``epochs_done``, ``config``, ``metrics``; the state dicts ``model``, ``optimizer``,
-# ``scheduler``; of the random generators ``data`` and, for each process, ``processes``: see Run.save_checkpoint.
-Checkpoint = dict[str, Any]
+Checkpoint = dict[str, Any]  # as Run.save_checkpoint makes it
 _TYPES: dict[str, Any] = {
     "epochs_done": int,
     **dict.fromkeys(("config", "metrics", "model", "optimizer", "scheduler"), dict),
@@ -97,14 +95,13 @@ def resumed_config(state: Checkpoint, files: RunFiles, given: Mapping[str, Any],
         for key, value in asdict(wanted).items()
         if key not in movable and value != getattr(saved, key)
     }
-    if changed.keys() == {"epochs"} and wanted.epochs > saved.epochs:
-        if saved.scheduler != "step":
-            raise UsageError(
-                f"epochs: {wanted.epochs} is not allowed with --resume: the {saved.scheduler} schedule of this run"
-                f" spans {saved.epochs} epochs; over {wanted.epochs}, those that are done would have had other rates"
-            )
-        del changed["epochs"]
-    if changed:
+    is_longer = changed.keys() == {"epochs"} and wanted.epochs > saved.epochs
+    if is_longer and saved.scheduler != "step":
+        raise UsageError(
+            f"epochs: {wanted.epochs} is not allowed with --resume: the {saved.scheduler} schedule of this run"
+            f" spans {saved.epochs} epochs; over {wanted.epochs}, those that are done would have had other rates"
+        )
+    if changed and not is_longer:
         named = ", ".join(f"{key} ({before!r}, not {value!r})" for key, (before, value) in changed.items())
         raise UsageError(f"resume: contradicts the checkpoint of {files.name} in {named}; leave it out")
     count = len(state["processes"])

@@ -44,8 +44,7 @@ def setting(default: T, help: str, group: str = "recipe", **limits: Any) -> T:
     ``limits`` are ``minimum`` and ``maximum`` (allowed), ``above`` and ``below`` (not allowed), ``choices``;
     ``flag=False`` keeps it off the command line: a config file sets it.
     """
-    value: T = field(default=default, metadata={"help": help, "group": group, **limits})
-    return value
+    return field(default=default, metadata={"help": help, "group": group, **limits})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,11 +69,9 @@ def keep_freed_memory() -> bool:
     By default it gives large ones back to the kernel, which must fault them in, page by page, at every step.
     Where the C library is another one nothing is done.
     """
-    if not sys.platform.startswith("linux"):
+    if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return False
     # of mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, in bytes; it answers 1 if all is well
     return all(libc.mallopt(option, size) for option, size in ((-3, 32 << 20), (-1, 1 << 30), (-2, 64 << 20)))
 

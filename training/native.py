@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from common.cli import Log
-from common.files import PROJECT_DIR, atomic_write
+from common.files import PROJECT_DIR, write_whole
 from imports import FileLock, nn, torch
 from models.kernels import KernelNetwork, UnknownLayersError
 from training.machine import first_line
@@ -91,5 +91,4 @@ def _compile(compiler: list[str], library: Path) -> None:
             errors = [line for line in done.stderr.splitlines() if "error: " in line]
             raise KernelsError(f"{compiler[0]}: {errors[0] if errors else f'exit status {done.returncode}'}")
         content = made.read_bytes()
-    with atomic_write(library) as file:
-        file.write(content + hashlib.sha256(content).digest())
+    write_whole(library, content + hashlib.sha256(content).digest())

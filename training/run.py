@@ -33,6 +33,7 @@ class Run:
     data: Data
     processes: Processes
     model: nn.Module  # what is trained; step.model is the same network as a step runs it
+    result: nn.Module  # what is evaluated and saved: ``model``, or its average
     evaluated: nn.Module  # ``result`` as an evaluation runs it
     step: Step
     scheduler: LRScheduler
@@ -44,13 +45,6 @@ class Run:
     @property
     def metrics(self) -> Metrics:
         return self.report.metrics
-
-    @property
-    def result(self) -> nn.Module:
-        if self.step.average is None:
-            return self.model
-        averaged: nn.Module = self.step.average.module
-        return averaged
 
     def train(self) -> None:
         """All epochs still to come; a TrainingError if the loss is not finite, a StoppedError if asked to stop."""

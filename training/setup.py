@@ -36,9 +36,8 @@ def prepare_run(
 ) -> Run:
     """Everything up to the first batch. Raises as ``train_and_evaluate``.
 
-    Args:
-        with_test: False: the test set is not read, and the metrics have no ``test_losses`` and ``test_acc``.
-        resumed: its weights are still to come: it needs none to start from.
+    ``with_test`` False: the test set is not read, and ``test_losses`` and ``test_acc`` stay empty. ``resumed``: its
+    weights are still to come.
     """
     prepare_machine(config, device, log)
     amp = config.amp and has_bfloat16(device)
@@ -66,16 +65,14 @@ def prepare_run(
     each_batch = scheduler if advances_every_batch(config.scheduler) else None
     recipe = each_batch, average, amp, config.label_smoothing, len(data.facts.classes)
     step = Step(processes.synchronized(step_model, device), optimizer, device, *recipe)
-    evaluated = model if average is None else average.module
-    kernels = isinstance(step_model, KernelNetwork)
-    if kernels:
-        evaluated = KernelNetwork(evaluated)
+    kernels, result = isinstance(step_model, KernelNetwork), model if average is None else average.module
+    evaluated = KernelNetwork(result) if kernels else result
     metrics = new_metrics(config, model, device, data.train_size) | {"data": data.facts.as_json()}
     metrics["environment"] |= {"processes": processes.count, "kernels": kernels}
     report = Report(config, metrics, device, processes, log)
     if device.type == "cuda" and config.graph:
         step = captured(step, data.train, processes, report)
-    return Run(config, data, processes, model, evaluated, step, scheduler, report)
+    return Run(config, data, processes, model, result, evaluated, step, scheduler, report)
 
 
 def captured(step: Step, batches: Batches, processes: Processes, report: Report) -> Step:
@@ -122,8 +119,7 @@ def prepare_machine(config: TrainConfig, device: torch.device, log: Log) -> None
 
 def make_network(config: TrainConfig, device: torch.device) -> nn.Module:
     """The network that ``config`` names, new, with the dropout and the BatchNorm momentum that it sets."""
-    model = ModelContext(get_strategy(config.model)).get_model(device)
-    model = model.to(memory_format=torch.channels_last)
+    model = ModelContext(get_strategy(config.model)).get_model(device).to(memory_format=torch.channels_last)
     if config.init is not None:
         try:
             load_weights(model, weights_file(config.init, config.output_dir)).train()

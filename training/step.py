@@ -86,14 +86,12 @@ def evaluate(
 ) -> tuple[float, float]:
     """The mean negative log-likelihood and the accuracy in percent over all images of all processes' ``batches``."""
     model.eval()
-    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    count = 0
+    totals = torch.zeros(3, device=device)  # as those of a step
     for images, labels in batches:
         images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
         log_probabilities = model(images)
-        loss_sum += F.nll_loss(log_probabilities, labels, reduction="sum")
-        correct += (log_probabilities[:, :classes].argmax(1) == labels).sum()
-        count += len(labels)
-    totals = processes.sum(torch.stack([loss_sum, correct, torch.tensor(float(count), device=device)]))
-    loss_total, correct_total, all_images = totals.tolist()
-    return loss_total / all_images, 100.0 * correct_total / all_images
+        loss = F.nll_loss(log_probabilities, labels, reduction="sum")
+        correct = (log_probabilities[:, :classes].argmax(1) == labels).sum()
+        totals += torch.stack([loss, correct, torch.full_like(loss, len(labels))])
+    loss_sum, all_correct, count = processes.sum(totals).tolist()
+    return loss_sum / count, 100.0 * all_correct / count

@@ -40,9 +40,8 @@ def train_and_evaluate(
 ) -> TrainResult:
     """Train the network that ``config`` names and write its files; what is saved is that of the last epoch.
 
-    Args:
-        checkpoint: where to go on from; ``config`` is then ``resumed_config`` of it.
-        stop_requested: asked after every batch whether to end the run.
+    With a ``checkpoint``, of which ``config`` is then the ``resumed_config``, it goes on from there. ``stop_requested``
+    is asked after every batch whether to end the run.
 
     Raises:
         UsageError: the device is not here, a folder cannot be written, too many images are held out, or another

@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw, ImageFilter
 
 from image_data import form
-from image_data.form import EmptyImageError, ImageError, TooLargeError, read_grey, to_mnist
+from image_data.errors import EmptyImageError, ImageError, TooLargeError
+from image_data.form import read_grey, to_mnist
 from tests.measure import placed
 
 pillow_heif.register_heif_opener()
