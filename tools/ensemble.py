@@ -12,10 +12,10 @@ on held-out training images, with twins of the members that were not trained on 
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from common.cli import OneLineParser, check_at_least, command
@@ -28,7 +28,7 @@ from tools.evaluate.measures import as_input, expected_calibration_error, fit_te
 from tools.intervals import wilson_interval
 from tools.networks import ENSEMBLE_SCHEMA, ensemble_file, load_run
 from tools.networks import load_ensemble as load_ensemble  # to be had from here too
-from tools.output import write_json
+from tools.output import rendered, write_json
 from tools.timing import CPU, forward_ms
 from tools.trainings import stopping_on_sigterm, train_missing
 from tools.voting import METHODS, Ensemble, scale, vote
@@ -89,7 +89,8 @@ def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
             for model in args.models
             for seed in range(args.first_seed, args.first_seed + args.seeds)
         ]
-    members = []
+    members, of_data = [], set()
+    data_dir = {} if args.data_dir is None else {"data_dir": args.data_dir}
     for name in args.members:
         try:
             metrics = load_metrics_json(name, args.output_dir)
@@ -97,9 +98,8 @@ def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
             raise UsageError(f"members: {error}") from None
         if metrics["status"] != "finished":
             raise UsageError(f"members: {name} is not finished; its metrics say that it is {metrics['status']}")
-        data_dir = {} if args.data_dir is None else {"data_dir": args.data_dir}
         members.append(TrainConfig(**metrics["config"] | data_dir | {"name": name, "output_dir": args.output_dir}))
-    of_data = {str(DataSet.of(load_metrics_json(member.run_name, member.output_dir))) for member in members}
+        of_data.add(str(DataSet.of(metrics)))
     if len(of_data) > 1:
         raise UsageError(f"members: they are of several data sets ({', '.join(sorted(of_data))}); take some of one")
     held_out = {member.val_split for member in members}
@@ -168,31 +168,8 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     return description
 
 
-def print_description(description: dict[str, Any]) -> None:
-    """How each method did on the held-out images, and the chosen one on the test set beside its members."""
-    held_out, singles = description["held_out"], description["member_accuracies"]
-    print(f"\nOn {held_out['images']:,} held-out images, by members that were not trained on them:")
-    print(f"{'vote':<10} {'accuracy':>9} {'loss':>8} {'temperature':>12}")
-    for voting in held_out["votings"]:
-        mark = "  <- taken" if voting["method"] == description["method"] else ""
-        print("{method:<10} {accuracy:>8.2f}% {loss:>8.4f} {temperature:>12.2f}".format(**voting) + mark)
-    shares = dict(zip(description["models"], description["weights"], strict=True))
-    print("weight of a member: " + ", ".join(f"model {model} {weight:.3f}" for model, weight in shares.items()))
-    low, high = description["accuracy_interval"]
-    one, hundred = (description["latency_ms"][count] for count in ("1", "100"))
-    one_alone, hundred_alone = (description["member_latency_ms"][count] for count in ("1", "100"))
-    print(
-        f"\n{description['name']}: {description['accuracy']:.2f} % on the test set (95 % interval"
-        f" {low:.2f}-{high:.2f}), ECE {description['ece']:.2f} %\n"
-        f"its {len(singles)} members alone: mean {statistics.mean(singles):.2f} %,"
-        f" {min(singles):.2f}-{max(singles):.2f}\n"
-        f"{description['parameters']:,} parameters; one image {one:.2f} ms (a member {one_alone:.2f}), a hundred"
-        f" {hundred:.1f} ms ({hundred_alone:.1f}), {description['environment']['threads']} threads"
-    )
-
-
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(description="Several networks that vote.")
+    parser = OneLineParser(doc=__doc__)
     parser.add_argument("--name", default="ensemble", help="of the ensemble and its file (ensemble)")
     parser.add_argument("--members", nargs="+", metavar="RUN", help="saved runs that vote; default: those of the next")
     parser.add_argument("--models", nargs="+", choices=known_models(), default=["1", "2", "3"], help="(1 2 3)")
@@ -212,7 +189,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     check_at_least(args, seeds=1, jobs=1)
     RunFiles(args.name)  # checks the name
-    print_description(build(args))
+    print(rendered(Path(__file__).with_suffix(".txt"), **build(args)))
     return 0
 
 

@@ -9,10 +9,7 @@ T = TypeVar("T")
 
 
 class FileCache(Generic[T]):
-    """What was read or made of files, kept until one of them changes.
-
-    Safe to use from several threads; what one of them makes the others wait for.
-    """
+    """Safe to use from several threads; what one of them makes the others wait for."""
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[list[tuple[int, int] | None], T]] = {}

@@ -1,9 +1,9 @@
 """The reference that speed and accuracy are measured against: MNIST trained as a tutorial does it.
 
+    python -m tools.naive --model 1 --epochs 2 --seed 3
+
 The specification's transforms, image by image, in a DataLoader; ``nn.Dropout``; the default memory layout; one loop
 over batches. The networks, the schedule and the evaluation are the project's, nothing of its fast path is.
-
-    python -m tools.naive --model 1 --epochs 2 --seed 3
 """
 
 import argparse
@@ -85,8 +85,7 @@ def train(config: TrainConfig) -> int:
 
 
 def main() -> int:
-    description = (__doc__ or "").splitlines()[0]
-    parser = OneLineParser(description=description, argument_default=argparse.SUPPRESS)
+    parser = OneLineParser(doc=__doc__, argument_default=argparse.SUPPRESS)
     add_training_flags(parser)
     defaults: dict[str, Any] = {"epochs": 1, "scheduler": "onecycle"}
     return run_command(parser, lambda args: train(TrainConfig(**defaults | given_settings(args))), None)

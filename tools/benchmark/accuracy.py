@@ -39,8 +39,7 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
         if key not in NOT_OF_A_SERIES and (key == "model" or value != defaults[key])
     }
     if args.naive:
-        unknown = [key for key in recipe if key not in KNOWN_TO_NAIVE]
-        if unknown:
+        if unknown := [key for key in recipe if key not in KNOWN_TO_NAIVE]:
             raise UsageError(f"naive: the reference has no {', '.join(unknown)}; it knows {', '.join(KNOWN_TO_NAIVE)}")
         recipe["naive"] = True
     if args.together > 1 and (args.naive or args.jobs > 1):
@@ -54,7 +53,7 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
     threads = config.threads or threads_each(args.jobs)
     store = SeriesStore(args.results / "outputs" / "benchmark_accuracy.json", recipe, args.label)
     seeds = [args.first_seed + number for number in range(args.seeds)]
-    missing = [seed for seed in seeds if seed not in store.runs]
+    missing = [seed for seed in seeds if str(seed) not in store.by_seed]
     at_once = max(args.jobs, args.together)
     print(f"{len(missing)} of {len(seeds)} seeds to run, {at_once} at a time, {threads} threads each", flush=True)
 
@@ -71,7 +70,7 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
     groups = [missing[start : start + args.together] for start in range(0, len(missing), args.together)]
     with ThreadPoolExecutor(args.jobs) as pool:  # what is trained here is so by the main thread, which signals stop
         list(map(run, groups) if args.together > 1 else pool.map(run, groups))
-    runs = [store.runs[seed] for seed in seeds]
+    runs = [store.by_seed[str(seed)] for seed in seeds]
     mean, deviation, half = mean_and_interval([run["accuracy"] for run in runs])
     seconds = [run["seconds"] for run in runs]
     print(
@@ -106,10 +105,6 @@ class SeriesStore:
             self.all_series.append(entry)
         self.label = entry["label"] = self.label or entry["label"]
         self.by_seed = entry["runs"]
-
-    @property
-    def runs(self) -> dict[int, dict[str, Any]]:
-        return {int(seed): run for seed, run in self.by_seed.items()}
 
     def add(self, seed: int, run: dict[str, Any]) -> None:
         with self.alone:

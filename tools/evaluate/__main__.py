@@ -1,4 +1,4 @@
-"""Measure a trained network on the test set.
+"""Accuracy, errors, calibration, robustness and saliency of a trained network.
 
 python -m tools.evaluate --name mnist_model_1
 python -m tools.evaluate --ensemble ensemble
@@ -14,10 +14,7 @@ from training.config import TrainConfig
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        description="Accuracy, errors, calibration, robustness and saliency of a trained network.",
-        argument_default=argparse.SUPPRESS,
-    )
+    parser = OneLineParser(doc=__doc__, argument_default=argparse.SUPPRESS)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--name", help="the run whose network is measured (mnist_model_1)")
     which.add_argument("--ensemble", metavar="NAME", help="the ensemble to measure instead")

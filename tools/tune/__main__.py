@@ -2,6 +2,7 @@
 
     python -m tools.tune --model 1 --trials 50
     python -m tools.tune --model 1 --trials 50 --workers 2 --threads 1 --confirm 5
+    python -m tools.tune --batch_size 128       # a flag of main.py that is given, or a key of --config, is not searched
     python -m tools.tune --trials 200 --storage postgresql+psycopg://user@host/tuning    # on many machines
 
 docs/tune.md tells what a trial is and what a study leaves.
@@ -23,11 +24,7 @@ DEFAULTS = {"epochs": 3, "val_split": 10_000}
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command's flags, and every flag of ``main.py``, which sets what is then not searched."""
-    parser = OneLineParser(
-        description="Find better settings for a network on a data set.",
-        epilog="A flag of main.py that is given, or a key of --config, is not searched.",
-        argument_default=argparse.SUPPRESS,
-    )
+    parser = OneLineParser(doc=__doc__, argument_default=argparse.SUPPRESS)
     parser.add_argument("--trials", type=int, default=50, help="trials that the study has at the end (50)")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine (1)")
     parser.add_argument("--space", type=Path, default=None, help="a TOML file that narrows or extends what is searched")

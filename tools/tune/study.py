@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import numpy as np
 import optuna
-import plotly.io
 from optuna import visualization
 from optuna.trial import FrozenTrial
 
@@ -109,9 +108,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 def write_settings(path: Path, study: optuna.Study, best: FrozenTrial, data_dir: str | None) -> None:
     """Write what ``main.py --config`` needs to train the trial ``best`` again, bit for bit."""
     settings = best.user_attrs["settings"] | {"name": path.stem, "data_dir": data_dir}
-    made_with = best.user_attrs["environment"]
-    done = states_of(study)["DONE"]
-    known = {"done": done, "study": study.study_name, "best": best, "made_with": made_with, "settings": settings}
+    known = {"study": study.study_name, "done": states_of(study)["DONE"], "best": best, "settings": settings}
     with atomic_write(path) as file:
         file.write(rendered(Path(__file__).with_name("settings.txt"), **known, dumps=json.dumps).encode())
 
@@ -136,13 +133,11 @@ def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[
     for plot, values in zip(plots.values(), (final, all_epochs, final), strict=False):
         margin = 0.1 * (max(values) - min(values)) + 0.01
         plot.update_yaxes(range=[min(values) - margin, max(values) + margin])
-    parts: dict[str, str] = {}
-    for heading, plot in plots.items():
+    for plot in plots.values():
         plot.update_layout(title=None, margin={"t": 30})
-        parts[heading] = plotly.io.to_html(plot, full_html=False, include_plotlyjs=not parts)
-    known = {"title": f"Tuning of {study.study_name}", "tables": tables, "plots": parts}
+    title = f"Tuning of {study.study_name}"
     with atomic_write(path) as file:
-        file.write(rendered(Path(__file__).with_name("report.html"), **known).encode())
+        file.write(rendered(Path(__file__).with_name("report.html"), title=title, tables=tables, plots=plots).encode())
 
 
 def recipes_to_compare(best: FrozenTrial) -> dict[str, dict[str, Any]]:

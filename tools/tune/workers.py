@@ -22,8 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from common.cli import silent
 from common.files import CommandError, UsageError
-from data_utils import load_data
-from imports import nn
+from common.results import Metrics
 from tools.tune.space import ONLY_WITH, TYPES
 from tools.tune.storage import open_storage, using_storage
 from training.config import TrainConfig
@@ -31,7 +30,6 @@ from training.machine import resolve_device
 from training.report import TrainingError
 from training.run import StoppedError, nobody_listens
 from training.setup import prepare_run
-from training.step import evaluate
 
 # A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on; docs/tune.md
 # tells why no more and no sooner.
@@ -131,7 +129,7 @@ class Worker:
     def search(self, trial: optuna.Trial) -> float:
         """Train with settings that the sampler chooses. Returns the validation accuracy in percent."""
 
-        def report(metrics: dict[str, Any]) -> None:
+        def report(metrics: Metrics) -> None:
             accuracies = metrics["val_acc"]
             trial.report(accuracies[-1], len(accuracies))
             if len(accuracies) < settings["epochs"] and trial.should_prune():
@@ -141,23 +139,20 @@ class Worker:
         # the same trial again has the seed that it had
         seed = self.recipe["fixed"]["seed"] + trial.number
         settings["seed"] = trial.user_attrs.get("settings", {}).get("seed", seed)
-        return self.train(trial, settings, report)[0]
+        return float(self.train(trial, settings, report, with_test=False)["val_acc"][-1])
 
     def confirm(self, trial: optuna.Trial) -> float:
-        """Train with one of the recipes that are compared, and evaluate on the test images at the end."""
+        """Train with one of the recipes that are compared, and evaluate on the test images too."""
         settings = dict(self.recipe[trial.suggest_categorical("recipe", list(self.recipe))])
         settings["seed"] = trial.suggest_int("seed", CONFIRM_SEED, 2 * CONFIRM_SEED)
-        accuracy, model = self.train(trial, settings, nobody_listens)
-        device = next(model.parameters()).device
-        test = load_data(TrainConfig(data_dir=self.job.config.data_dir), device, silent).test
-        assert test is not None
-        trial.set_user_attr("test_accuracy", round(evaluate(model, test, device)[1], 4))
-        return accuracy
+        metrics = self.train(trial, settings, nobody_listens, with_test=True)
+        trial.set_user_attr("test_accuracy", metrics["test_acc"][-1])
+        return float(metrics["val_acc"][-1])
 
     def train(
-        self, trial: optuna.Trial, settings: dict[str, Any], after_epoch: Callable[[dict[str, Any]], None]
-    ) -> tuple[float, nn.Module]:
-        """Train once without the test set. Returns the last epoch's validation accuracy in percent and the network."""
+        self, trial: optuna.Trial, settings: dict[str, Any], after_epoch: Callable[[Metrics], None], with_test: bool
+    ) -> Metrics:
+        """Train once. Without ``with_test`` the test images are not read."""
         trial.set_user_attr("worker", {"trial": trial.number, "host": platform.node(), "pid": os.getpid()})
         device = resolve_device(self.job.config.device)
         settings["threads"], settings["device"] = self.job.config.threads, str(device)
@@ -165,7 +160,7 @@ class Worker:
         with tempfile.TemporaryDirectory() as output_dir, contextlib.redirect_stderr(io.StringIO()):  # no progress bar
             config = TrainConfig(**settings, name="trial", data_dir=self.job.config.data_dir, output_dir=output_dir)
             config.files.make_folders()
-            run = prepare_run(config, device, log=silent, with_test=False)
+            run = prepare_run(config, device, log=silent, with_test=with_test)
             run.stop_requested, run.after_epoch = self.stop_requested, after_epoch
             trial.set_user_attr("environment", run.metrics["environment"] | {"optuna": optuna.__version__})
             try:
@@ -178,7 +173,7 @@ class Worker:
                 assert queue_again is not None
                 queue_again(self.study, self.study.get_trials()[trial.number])
                 raise
-        return run.metrics["val_acc"][-1], run.result
+        return run.metrics
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
