@@ -100,14 +100,10 @@ def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
             raise UsageError(f"members: {name} is not finished; its metrics say that it is {metrics['status']}")
         members.append(TrainConfig(**metrics["config"] | data_dir | {"name": name, "output_dir": args.output_dir}))
         of_data.add(str(DataSet.of(metrics)))
-    if len(of_data) > 1:
-        raise UsageError(f"members: they are of several data sets ({', '.join(sorted(of_data))}); take some of one")
-    held_out = {member.val_split for member in members}
-    if len(held_out) > 1:
-        raise UsageError(
-            f"members: they hold out different numbers of images ({', '.join(map(str, sorted(held_out)))}); take"
-            " members that agree"
-        )
+    held_out = {str(member.val_split) for member in members}
+    for what, found in (("are of several data sets", of_data), ("hold out different numbers of images", held_out)):
+        if len(found) > 1:
+            raise UsageError(f"members: they {what} ({', '.join(sorted(found))}); take members that agree")
     return members
 
 
@@ -189,7 +185,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     check_at_least(args, seeds=1, jobs=1)
     RunFiles(args.name)  # checks the name
-    print(rendered(Path(__file__).with_suffix(".txt"), **build(args)))
+    print(rendered(Path(__file__).with_suffix(".txt"), **build(args)), end="")
     return 0
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +41,8 @@ def rendered(template: Path, **values: Any) -> str:
     from jinja2 import StrictUndefined, Template
 
     escape, text = template.suffix == ".html", template.read_text(encoding="utf-8")
-    return str(Template(text, autoescape=escape, undefined=StrictUndefined, trim_blocks=True).render(values))
-
-
-def filled(template: Path, parts: Mapping[str, str]) -> str:
-    """The HTML file ``template`` with each {name} in it replaced by that one of ``parts``."""
-    return re.sub(r"\{(\w+)\}", lambda named: parts[named[1]], template.read_text(encoding="utf-8"))
+    options: Any = {"undefined": StrictUndefined, "trim_blocks": True, "keep_trailing_newline": True}
+    return str(Template(text, autoescape=escape, **options).render(values))
 
 
 def as_html_json(value: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,8 @@ from tools.file_cache import FileCache
 from tools.networks import ENSEMBLE_COMMAND, Networks, ensemble_file, known_ensembles, read_ensemble
 from training.config import TrainConfig
 
-SCHEMA = 1
 CURVES = ("train_losses", "learning_rates", "train_acc", "test_losses", "test_acc", "val_losses", "val_acc")
 MAX_DISAGREEMENTS = 200  # test images that are shown
-MNIST_TRAIN_IMAGES = 60_000
 EXPORTED = {"file": str, "precision": str, "bytes": int, "accuracy": float}  # what is shown of a file
 STALE_POINTS = 0.015  # an evaluation whose accuracy is further from the run's is of other weights
 
@@ -45,14 +43,10 @@ class RunRow:
     parameters: int
     latency_ms: float | None  # of one image, on this machine
     best_accuracy: float | None = None
-    val_accuracy: float | None = None
     bytes: int | None = None  # of the file with the weights
     epochs: int | None = None
-    planned_epochs: int | None = None
     seconds: float | None = None
     scheduler: str = ""
-    batch_size: int | None = None
-    updated: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,8 +66,6 @@ class Comparison:
     disagreements: list[dict[str, Any]] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    schema: int = SCHEMA
 
 
 class Comparer:
@@ -122,22 +114,19 @@ class Comparer:
         if facts.get("kind") == "ensemble":
             model = f"{len(facts['members'])} networks, {facts['method']}"
             return RunRow(name, "ensemble", model, "finished", float(facts["accuracy"]), facts["parameters"], latency)
-        config, test = facts["config"], facts["test_acc"]
+        test = facts["test_acc"]
         return RunRow(
             name=name,
             kind="network",
-            **{key: facts[key] for key in ("model", "parameters", "updated")},
+            **{key: facts[key] for key in ("model", "parameters")},
             status=status_of(facts),
             accuracy=test[-1] if test else None,
             best_accuracy=max(test, default=None),
-            val_accuracy=facts["val_acc"][-1] if facts["val_acc"] else None,
             bytes=files.params.stat().st_size if files.params.is_file() else None,
             epochs=len(test),
-            planned_epochs=config.get("epochs"),
             seconds=facts["total_seconds"],
             latency_ms=latency,
-            scheduler=str(config.get("scheduler", "")),
-            batch_size=config.get("batch_size"),
+            scheduler=str(facts["config"].get("scheduler", "")),
         )
 
     def _add_details(self, comparison: Comparison, row: RunRow, facts: dict[str, Any]) -> None:
@@ -217,13 +206,8 @@ def _add_export(comparison: Comparison, row: RunRow, found: dict[str, Any]) -> N
     ]
 
 
-def train_images(metrics: Metrics) -> int:
-    """How many images an epoch of a run has; runs before this was recorded were of MNIST."""
-    return int(metrics.get("train_images", MNIST_TRAIN_IMAGES - metrics["config"]["val_split"]))
-
-
 def batches_per_epoch(metrics: Metrics) -> int:
-    return math.ceil(train_images(metrics) / int(metrics["config"]["batch_size"]))
+    return math.ceil(int(metrics["train_images"]) / int(metrics["config"]["batch_size"]))
 
 
 def status_of(metrics: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from common.files import PROJECT_DIR
 from tools.compare.comparer import Comparison
-from tools.output import as_html_json, filled
+from tools.output import as_html_json, rendered
 
 STATIC = PROJECT_DIR / "tools" / "web" / "static"
 
@@ -16,10 +16,10 @@ def comparison_html(comparison: Comparison) -> str:
 
     # modules cannot import one another inside a file: the two that it takes stand one after the other
     sources = [(STATIC / name).read_text(encoding="utf-8") for name in ("common.js", "compare.js")]
-    parts = {
-        "style": (STATIC / "style.css").read_text(encoding="utf-8"),
-        "script": "\n".join(re.sub(r"^import .*\n|^export ", "", source, flags=re.MULTILINE) for source in sources),
-        "data": as_html_json(asdict(comparison)),
-        "plotly": get_plotlyjs(),
-    }
-    return filled(STATIC / "comparison.html", parts)
+    return rendered(
+        STATIC / "comparison.html",
+        style=(STATIC / "style.css").read_text(encoding="utf-8"),
+        script="\n".join(re.sub(r"^import .*\n|^export ", "", source, flags=re.MULTILINE) for source in sources),
+        data=as_html_json(asdict(comparison)),
+        plotly=get_plotlyjs(),
+    )

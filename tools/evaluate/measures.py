@@ -3,7 +3,7 @@
 log_probabilities = predict(model, as_input(images, device))
 confusion_matrix(log_probabilities.argmax(1), labels)
 temperature = fit_temperature(log_probabilities_of_held_out_images, their_labels)
-evaluation = evaluate_network("mnist_model_1", model, test, held_out, device)
+evaluation = evaluate_network("mnist_model_1", model, test, held_out, device, MNIST.classes)
 """
 
 import math
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from data_utils import EVAL_BATCH_SIZE, Batch, normalize
-from image_data.facts import MNIST
 from imports import F, nn, torch, tqdm
 from tools.evaluate.corruptions import CORRUPTIONS, corrupt
 from tools.intervals import wilson_interval
@@ -148,12 +147,7 @@ def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.T
 
 
 def evaluate_network(
-    name: str,
-    model: nn.Module,
-    test: Batch,
-    held_out: Batch | None,
-    device: torch.device,
-    classes: Sequence[str] = MNIST.classes,
+    name: str, model: nn.Module, test: Batch, held_out: Batch | None, device: torch.device, classes: Sequence[str]
 ) -> dict[str, Any]:
     """All measures of ``model``, which is on ``device``: docs/evaluate.md lists the fields. ``held_out`` are training
     images that the network was not trained on, for its temperature; None: there are none."""
@@ -224,4 +218,4 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
         shown = [f"{names[other]} ({-count})" for count, other in others[:4]] + ["..."] * bool(others[4:])
         taken_for.append("   " * bool(shown) + ", ".join(shown))
     more = {"taken_for": taken_for, "table": CORRUPTIONS, "mean": mean_corrupted_accuracy(evaluation["corruptions"])}
-    print(rendered(Path(__file__).with_name("report.txt"), **evaluation, **more))
+    print(rendered(Path(__file__).with_name("report.txt"), **evaluation, **more), end="")

@@ -8,7 +8,6 @@ inside lets the file's own script run, and nothing be loaded or asked for.
 
 import base64
 import hashlib
-import html
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from image_data.facts import DataSet
 from imports import F, nn, torch
 from models.kernels import UnknownLayersError, divided
 from tools.networks import Network, OnOwnData
-from tools.output import as_html_json, filled
+from tools.output import as_html_json, rendered
 from tools.voting import Ensemble
 
 STATIC = Path(__file__).parent / "static"
-ROW = '<tr><th scope="row">{0}</th><td><div id="bar-{1}"></div></td><td id="share-{1}"></td></tr>'
 
 
 def write_html(network: Network, path: Path) -> int:
@@ -30,16 +28,16 @@ def write_html(network: Network, path: Path) -> int:
     accuracy = "" if network.accuracy is None else f", {network.accuracy:.2f} % of its test images right"
     style, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("digit.css", "digit.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    parts = {
-        "policy": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'",
-        "name": html.escape(network.name),
-        "about": html.escape(f"{network.name}: {network.parameters:,} parameters{accuracy}"),
-        "style": style,
-        "bars": "".join(ROW.format(html.escape(name), place) for place, name in enumerate(network.data.classes)),
-        "network": as_html_json(described(network.model, network.data)),
-        "script": script,
-    }
-    contents = filled(STATIC / "digit.html", parts).encode()
+    contents = rendered(
+        STATIC / "digit.html",
+        policy=f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'",
+        name=network.name,
+        about=f"{network.name}: {network.parameters:,} parameters{accuracy}",
+        style=style,
+        classes=network.data.classes,
+        network=as_html_json(described(network.model, network.data)),
+        script=script,
+    ).encode()
     with atomic_write(path) as file:
         file.write(contents)
     return len(contents)

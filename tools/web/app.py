@@ -5,11 +5,9 @@ app = create_app(Settings(output_dir="results"))
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio.to_thread
-import plotly
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -19,19 +17,6 @@ from tools.web import inside
 from tools.web.guard import Guard
 from tools.web.routes import answer, router
 from tools.web.server import Server, Settings
-
-pages = APIRouter(include_in_schema=False)
-
-
-@pages.get("/")
-@pages.get("/docs")
-async def page() -> FileResponse:
-    return FileResponse(STATIC / "index.html")
-
-
-@pages.get("/static/plotly.min.js")
-async def plotly_script() -> FileResponse:
-    return FileResponse(Path(plotly.__file__).parent / "package_data" / "plotly.min.js")
 
 
 @asynccontextmanager
@@ -61,7 +46,6 @@ def create_app(settings: Settings) -> FastAPI:
         version="0.1.0",
         docs_url=None,  # FastAPI's own documentation page loads its script from the internet
         redoc_url=None,
-        openapi_url="/openapi.json",
         lifespan=lifespan,
     )
     app.state.server = Server(settings)
@@ -70,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, explain)
     app.include_router(router)
     app.include_router(inside.router)
-    app.include_router(pages)
-    app.mount("/static", StaticFiles(directory=STATIC))
+    for path in ("/", "/docs"):
+        app.add_route(path, lambda _request: FileResponse(STATIC / "index.html"))
+    app.mount("/static", StaticFiles(directory=STATIC, packages=[("plotly", "package_data")]))  # plotly.min.js
     return app

@@ -13,7 +13,7 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any
 
-from tools.compare.comparer import batches_per_epoch, status_of, train_images
+from tools.compare.comparer import batches_per_epoch, status_of
 from tools.networks import Networks
 
 POINTS = 1000  # of a curve; each is the mean of as many batches as that takes
@@ -64,7 +64,7 @@ class LiveRun:
         if self.updated > since and self.batches_done > batches:
             return (self.batches_done - batches) * batch_size / (self.updated - since)
         last = self.metrics["epoch_seconds"][-1:]
-        return train_images(self.metrics) / last[0] if last and last[0] > 0 else None
+        return int(self.metrics["train_images"]) / last[0] if last and last[0] > 0 else None
 
     def _seconds_left(self, batches_a_second: float) -> float:
         seconds = self.metrics["epoch_seconds"]
