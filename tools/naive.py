@@ -19,9 +19,11 @@ from imports import DataLoader, F, datasets, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import get_strategy
 from models.blocks import ConvBlock
-from training.config import TrainConfig, add_training_flags, given_settings
+from training.config import TrainConfig, add_training_flags, given_settings, read_config_file
 from training.machine import resolve_device
 from training.step import evaluate
+
+DEFAULTS: dict[str, Any] = {"epochs": 1, "scheduler": "onecycle"}
 
 
 def plain_network(name: str) -> nn.Module:
@@ -71,7 +73,9 @@ class NaiveTraining:
         return evaluate(self.model, DataLoader(self.test_set, 1000), self.device)[1]
 
 
-def train(config: TrainConfig) -> int:
+def train(args: argparse.Namespace) -> int:
+    from_file = read_config_file(args.config) if "config" in args else {}
+    config = TrainConfig(**DEFAULTS | from_file | given_settings(args))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     training = NaiveTraining(config)
@@ -87,8 +91,7 @@ def train(config: TrainConfig) -> int:
 def main() -> int:
     parser = OneLineParser(doc=__doc__, argument_default=argparse.SUPPRESS)
     add_training_flags(parser)
-    defaults: dict[str, Any] = {"epochs": 1, "scheduler": "onecycle"}
-    return run_command(parser, lambda args: train(TrainConfig(**defaults | given_settings(args))), None)
+    return run_command(parser, train, None)
 
 
 if __name__ == "__main__":

@@ -58,14 +58,18 @@ def threads_each(jobs: int) -> int:
 
 def train_in_a_process(config: TrainConfig) -> float:
     """Train by the command itself. Returns the seconds that all of it took; a CommandError if it fails."""
+    return seconds_of(lambda: run_with(config, str(PROJECT_DIR / "main.py")))
+
+
+def run_with(config: TrainConfig, *program: str) -> str:
+    """What ``program`` of Python's prints, with these settings as its --config; a CommandError if it fails."""
     settings = asdict(config) | {"data_dir": str(config.data_root.resolve())}
     if config.output_dir is not None:  # the command runs in the project's folder
         settings["output_dir"] = str(Path(config.output_dir).resolve())
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder) / "run.toml"
         config_file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items() if v is not None))
-        command = [sys.executable, str(PROJECT_DIR / "main.py"), "--config", str(config_file)]
-        return seconds_of(lambda: run_quietly(command))
+        return run_quietly([sys.executable, *program, "--config", str(config_file)])
 
 
 def is_trained(config: TrainConfig) -> bool:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from imports import Figure, FileLock
 from tools.intervals import mean_and_interval
 from tools.output import panels, write_figure, write_json
 from tools.timing import seconds_of
-from tools.trainings import run_quietly, threads_each, train_in_a_process
+from tools.trainings import run_with, threads_each, train_in_a_process
 from training.config import TrainConfig, fields_in
 from training.machine import resolve_device
 from training.together import train_together
@@ -58,10 +57,10 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
     print(f"{len(missing)} of {len(seeds)} seeds to run, {at_once} at a time, {threads} threads each", flush=True)
 
     def run(group: Sequence[int]) -> None:
+        runs = [replace(config, seed=seed, threads=threads) for seed in group]
         if args.naive:
-            results = [_run_naive(config, seed, threads) for seed in group]
+            results = [json.loads(run_with(run, "-m", "tools.naive")) for run in runs]
         else:
-            runs = [replace(config, seed=seed, threads=threads) for seed in group]
             results = _train(runs, args.keep, args.results)
         for seed, result in zip(group, results, strict=True):
             store.add(seed, result | {"threads": threads, "jobs": args.jobs, "together": len(group)})
@@ -131,14 +130,6 @@ def _train(configs: Sequence[TrainConfig], keep: str | None, folder: Path) -> li
         }
         for metrics in all_metrics
     ]
-
-
-def _run_naive(config: TrainConfig, seed: int, threads: int) -> dict[str, float]:
-    settings = {key: getattr(config, key) for key in (*KNOWN_TO_NAIVE, "device")}
-    settings |= {"seed": seed, "threads": threads, "data_dir": config.data_folder.resolve()}
-    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    result: dict[str, float] = json.loads(run_quietly([sys.executable, "-m", "tools.naive", *flags]))
-    return result
 
 
 def accuracy_figure(all_series: Sequence[dict[str, Any]]) -> Figure:
