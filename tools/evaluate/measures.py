@@ -26,7 +26,7 @@ EVALUATION_SCHEMA = 1
 STRENGTHS = range(1, 6)
 CLASSES = 10
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
-PATH_STEPS = 256  # of integrated gradients, from a black image to the one that is explained
+PATH_STEPS = 512  # of integrated gradients, from a black image to the one that is explained
 MISTAKE = ("index", "true", "predicted", "confidence")
 PER_CLASS = ("digit", "precision", "recall", "f1", "support")
 TEMPERATURES = (0.01, 100.0)  # between which the best one is searched
@@ -133,7 +133,7 @@ def integrated_gradients(model: nn.Module, images: torch.Tensor, digits: torch.T
     """What each pixel adds to the log-probability of a digit, compared with a black image: [N, 28, 28].
 
     An image's attributions sum to the difference between its log-probability and the black image's, but for the
-    error of a path of 256 steps: Sundararajan et al. 2017, arXiv:1703.01365. The ``images`` are normalised,
+    error of a path of 512 steps: Sundararajan et al. 2017, arXiv:1703.01365. The ``images`` are normalised,
     [N, 1, 28, 28], the ``digits`` int64 [N], both on the device that ``model`` is on.
     """
     from captum.attr import IntegratedGradients
