@@ -48,13 +48,18 @@ def ink_of(grey: Grey) -> Grey:
     """
     edges = np.concatenate(edges_of(grey))
     common = int(np.bincount(edges.astype(np.uint8)).argmax())
-    plain = common if float((grey == common).mean()) > EVEN else None  # the level of a paper without any grain
-    rows, columns = within_margins(grey, plain)
-    inner = np.ascontiguousarray(grey[rows, columns])
     bare = float((edges == common).mean()) > 0.9 and float((grey == common).mean()) > 0.7  # no room for a sheet on it
-    sheet = None if bare else sheet_of(inner)
-    found = inner - paper_of(inner)
-    drawn = sheet is None and is_drawn(inner, found, plain) and contrast_of(np.abs(found), MIN_CONTRAST) >= MIN_CONTRAST
+    rows = columns = slice(None)
+    sheet = None
+    if bare:  # what the rest finds then, in a third of the time
+        inner, found, even = grey, grey - common, True
+    else:
+        plain = common if float((grey == common).mean()) > EVEN else None  # the level of a paper without any grain
+        rows, columns = within_margins(grey, plain)
+        inner = np.ascontiguousarray(grey[rows, columns])
+        sheet, found = sheet_of(inner), inner - paper_of(inner)
+        even = sheet is None and is_drawn(inner, found, plain)
+    drawn = even and contrast_of(np.abs(found), MIN_CONTRAST) >= MIN_CONTRAST
     if drawn:
         found = found if float(found.sum()) > 0 else -found
         least, grain = float(MIN_CONTRAST), spread(np.concatenate(edges_of(found)))
