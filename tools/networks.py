@@ -59,6 +59,10 @@ class Network:
     def data(self) -> DataSet:
         return DataSet.of(self.facts)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.classes
+
     @functools.cached_property
     def latency_ms(self) -> float:
         return round(forward_ms(self.model), 3)
@@ -72,24 +76,17 @@ class Network:
 
 
 def load_network(name: str, output_dir: OutputDir = None, kind: str | None = None, model: str | None = None) -> Network:
-    """The trained network of the run ``name``, or the ensemble of that name.
+    """The trained network of the run ``name``, or the ensemble of that name; ``kind`` says which, if there are both.
 
-    Args:
-        kind: ``network`` or ``ensemble``; None: whichever there is.
-        model: which network the run has; None: the one that its metrics name.
-
-    Raises:
-        UsageError: the name is not allowed, there is no such run or ensemble, or its weights are another network's.
-        DamagedFileError: its files are damaged.
+    ``model``: which network the run has; None: the one that its metrics name. A UsageError if the name is not allowed,
+    there is no such run or ensemble, or its weights are another network's; a DamagedFileError if its files are damaged.
     """
     files = RunFiles(name, output_dir)
     if kind is None:
         kind = "ensemble" if ensemble_file(files).is_file() and not files.metrics.is_file() else "network"
-    weights = files.params
     try:
         if kind == "ensemble":
             facts = read_ensemble(files)
-            weights = RunFiles(facts["members"][-1], output_dir).params
             module: nn.Module = load_ensemble(name, output_dir)
         else:
             facts = load_metrics_json(name, output_dir) if model is None or files.metrics.is_file() else {}
@@ -100,7 +97,13 @@ def load_network(name: str, output_dir: OutputDir = None, kind: str | None = Non
         raise UsageError(str(error)) from None
     accuracies = [float(facts["accuracy"])] if kind == "ensemble" else facts.get("test_acc")
     accuracy = accuracies[-1] if accuracies else None
-    return Network(name, kind, module, count_parameters(module), accuracy, facts, load_sureness(files, weights))
+    network = Network(name, kind, module, count_parameters(module), accuracy, facts)
+    return replace(network, sureness=load_sureness(files, weights_of(network, output_dir)))
+
+
+def weights_of(network: Network, output_dir: OutputDir) -> Path:
+    """The file of its weights; of an ensemble's last member."""
+    return RunFiles(network.facts.get("members", [network.name])[-1], output_dir).params
 
 
 class OnOwnData(nn.Module):
@@ -123,11 +126,8 @@ class OnOwnData(nn.Module):
 def images_of(network: Network, train: bool, output_dir: OutputDir, data_dir: Path | None = None) -> Batch:
     """The training or test images uint8 [N, 28, 28] of what ``network`` was trained on, and their labels.
 
-    Args:
-        data_dir: where they are now, or others to take, which is said; None: where the run had them.
-
-    Raises:
-        UsageError: they are no longer there, or have changed.
+    ``data_dir``: where they are now, or others to take, which is said; None: where the run had them. A UsageError if
+    they are no longer there, or have changed.
     """
     facts = network.facts
     if network.kind == "ensemble":  # its members agree; those of the shipped one have weights alone
@@ -143,10 +143,8 @@ def images_of(network: Network, train: bool, output_dir: OutputDir, data_dir: Pa
 def load_run(model: str, name: str, output_dir: OutputDir = None) -> nn.Module:
     """The registered network ``model`` with the weights of the run ``name``, in evaluation mode.
 
-    Raises:
-        FileNotFoundError: there is no such run.
-        DamagedFileError: its weights are damaged, or no such network is registered.
-        RuntimeError: they are another network's.
+    A FileNotFoundError if there is no such run, a DamagedFileError if its weights are damaged or no such network is
+    registered, a RuntimeError if they are another network's.
     """
     try:
         network = get_strategy(model).build()
@@ -172,12 +170,8 @@ def ensemble_file(files: RunFiles) -> Path:
 
 
 def read_ensemble(files: RunFiles) -> dict[str, Any]:
-    """What ``tools.ensemble`` wrote of an ensemble.
-
-    Raises:
-        FileNotFoundError: there is none of this name.
-        DamagedFileError: it is not what it says.
-    """
+    """What ``tools.ensemble`` wrote of an ensemble; a FileNotFoundError if there is none of this name, a
+    DamagedFileError if it is not what it says."""
     path = ensemble_file(files)
     try:
         facts: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -276,11 +270,8 @@ class Networks:
 
 
 class Deployed(nn.Module):
-    """A network with all that an app would have to do around it: uint8 [N, 1, 28, 28] -> probabilities [N, 10].
-
-    Args:
-        network: normalised [N, 1, 28, 28] -> log-probabilities [N, 10].
-    """
+    """A network (normalised [N, 1, 28, 28] -> log-probabilities [N, 10]) with all that an app would have to do around
+    it: uint8 [N, 1, 28, 28] -> probabilities [N, 10]."""
 
     mean: torch.Tensor
     std: torch.Tensor

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import imports
-from common.files import atomic_write
+from common.files import atomic_write, write_whole
 
 
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def write_figure(path: Path, figure: imports.Figure, dpi: int = 120) -> None:
@@ -42,9 +41,6 @@ def rendered(template: Path, **values: Any) -> str:
 
     escape, text = template.suffix == ".html", template.read_text(encoding="utf-8")
     options: Any = {"undefined": StrictUndefined, "trim_blocks": True, "keep_trailing_newline": True}
-    return str(Template(text, autoescape=escape, **options).render(values))
-
-
-def as_html_json(value: Any) -> str:
-    """``value`` as JSON that may stand in a <script>."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+    page = Template(text, autoescape=escape, **options)
+    page.environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # of its tojson, which sorts keys otherwise
+    return str(page.render(values))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.cli import OneLineParser, command
-from common.files import RunFiles, UsageError, atomic_write
+from common.files import RunFiles, UsageError, write_whole
 
 if TYPE_CHECKING:
     from image_data.form import Page
@@ -57,8 +57,8 @@ def predict_files(args: argparse.Namespace) -> int:
     said = [described(path, page, network.data.classes, answers) for path, page in found.items()]
     if args.submission is not None:
         labels = [one["text"] for one in said]
-        with atomic_write(args.submission) as file:
-            file.write("".join(["ImageId,Label\n", *(f"{i},{label}\n" for i, label in enumerate(labels, 1))]).encode())
+        lines = ["ImageId,Label\n", *(f"{i},{label}\n" for i, label in enumerate(labels, 1))]
+        write_whole(args.submission, "".join(lines).encode())
         print(f"{len(labels):,} answers written to {args.submission}")
         return 0
     print(json.dumps(said, ensure_ascii=False) if args.json else table(said))

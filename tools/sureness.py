@@ -50,6 +50,7 @@ class Sureness(nn.Module):
     centres: torch.Tensor  # [10, D], of the digits
     constants: torch.Tensor  # [10], the log-determinants of their covariances
     threshold: torch.Tensor  # []
+    temperature: float = 1.0  # that is in the network's weights already
 
     def __init__(self, **values: torch.Tensor) -> None:
         super().__init__()
@@ -87,11 +88,14 @@ def scores(network: nn.Module, sureness: Sureness, inputs: torch.Tensor) -> torc
     return torch.cat([sureness(*looked_at(network, part)) for part in inputs.split(AT_ONCE)])
 
 
-def save_sureness(sureness: Sureness, files: RunFiles, weights: Path) -> None:
-    """Write what was fitted on a network with these ``weights``."""
+def save_sureness(sureness: Sureness, files: RunFiles, temperatures: dict[str, float]) -> None:
+    """Write what was fitted on a network, with the SHA-256 of its weights and the temperature that is in those.
+
+    Of several such weights it is the last layer alone that differs.
+    """
     kept = {name: value.half() if name == "factors" else value for name, value in sureness.named_buffers()}
     with atomic_write(sureness_file(files)) as file:
-        torch.save(kept | {"weights": _digest(weights)}, file)
+        torch.save(kept | {"temperatures": temperatures}, file)
 
 
 def load_sureness(files: RunFiles, weights: Path) -> Sureness | None:
@@ -101,10 +105,10 @@ def load_sureness(files: RunFiles, weights: Path) -> Sureness | None:
         return None
     values = load_tensors(path)
     try:
-        return Sureness(**values) if _digest(weights).equal(values["weights"]) else None
-    except (KeyError, TypeError) as error:
-        raise DamagedFileError(f"{path} is damaged or of another version: it has no {error}") from None
-
-
-def _digest(path: Path) -> torch.Tensor:
-    return torch.tensor(list(bytes.fromhex(sha256_of(path))), dtype=torch.uint8)
+        temperature, sureness = values["temperatures"].get(sha256_of(weights)), Sureness(**values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} is damaged or of another version: {error!r}") from None
+    if temperature is None:
+        return None
+    sureness.temperature = temperature
+    return sureness

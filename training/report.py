@@ -85,7 +85,7 @@ class Report:
         self.has_bar = processes.is_main
         self.bar = tqdm(disable=True)
         self.board: TensorBoardLog | None = None
-        self.started = self.written = -math.inf
+        self.started = self.written = self.epoch_began = -math.inf
         self.timed: list[tuple[int, float]] = []  # so many steps were done, and when
         self.has_said = False  # how long the run will take
 
@@ -122,11 +122,11 @@ class Report:
             leave=False,
             dynamic_ncols=True,
         )
-        began = time.perf_counter()
+        self.epoch_began = time.perf_counter()
         with self.bar:
             yield
             self.fetch()
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - self.epoch_began
         self.metrics["epoch_seconds"].append(round(seconds, 3))
         self.metrics["train_acc"].append(round(self.accuracy, 4))
 
@@ -162,6 +162,7 @@ class Report:
         self.bar.update(self.count - self.bar.n)
         self.waiting.clear()
         self._say_how_long()
+        metrics["images_per_second"] = round(self.count / (time.perf_counter() - self.epoch_began), 1)
         if time.monotonic() - self.written >= METRICS_SECONDS:
             self.save("running")
             self.written = time.monotonic()

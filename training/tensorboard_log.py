@@ -9,6 +9,7 @@ from typing import Any
 
 from common.files import UsageError
 
+PER_BATCH = {"train_losses": "loss/train", "learning_rates": "learning_rate"}
 PER_EPOCH = {
     "train_acc": "accuracy/train",
     "test_acc": "accuracy/test",
@@ -34,18 +35,13 @@ class TensorBoardLog:
         check_installed()
         from torch.utils.tensorboard import SummaryWriter
 
-        self.batches, self.epochs = len(metrics["train_losses"]), len(metrics["test_acc"])
-        self.writer = SummaryWriter(str(folder), purge_step=self.batches + 1)
+        self.known = {key: len(metrics[key]) for key in PER_BATCH | PER_EPOCH}
+        self.writer = SummaryWriter(str(folder), purge_step=self.known["train_losses"] + 1)
 
     def write(self, metrics: dict[str, Any]) -> None:
-        losses, rates = metrics["train_losses"], metrics["learning_rates"]
-        for batch in range(self.batches, len(losses)):
-            self.writer.add_scalar("loss/train", losses[batch], batch + 1)
-            self.writer.add_scalar("learning_rate", rates[batch], batch + 1)
-        self.batches = len(losses)
-        for epoch in range(self.epochs, len(metrics["test_acc"])):
-            for key, tag in PER_EPOCH.items():
-                if metrics[key]:
-                    self.writer.add_scalar(tag, metrics[key][epoch], self.batches)
-        self.epochs = len(metrics["test_acc"])
+        batches = len(metrics["train_losses"])
+        for key, tag in (PER_BATCH | PER_EPOCH).items():
+            for place, value in enumerate(metrics[key][self.known[key] :], self.known[key] + 1):
+                self.writer.add_scalar(tag, value, place if key in PER_BATCH else batches)
+            self.known[key] = len(metrics[key])
         self.writer.flush()

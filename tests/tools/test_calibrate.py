@@ -1,12 +1,15 @@
 """tools.calibrate: a temperature in the weights, and what is no digit."""
 
+import re
 from pathlib import Path
 
 import pytest
 from torch.testing import assert_close
 
+from common.cli import silent
 from common.files import PROJECT_DIR, RunFiles
 from data_utils import normalize
+from image_data.fetch import sha256_of
 from image_data.form import read_page
 from imports import torch
 from model_strategy import get_strategy
@@ -15,6 +18,8 @@ from tools.evaluate.measures import predict
 from tools.networks import ask, load_network
 from tools.sureness import fit, load_sureness, save_sureness, scores
 from tools.voting import scale
+from training.config import TrainConfig
+from training.train import train_and_evaluate
 
 
 @pytest.mark.parametrize("model", ["1", "2", "3"])
@@ -37,10 +42,10 @@ def test_noise_is_unsure_and_the_file_gives_the_same(tmp_path: Path) -> None:
     (tmp_path / "outputs").mkdir()
     files = RunFiles("it", tmp_path)
     torch.save(network.state_dict(), files.params)
-    save_sureness(sureness, files, files.params)
+    save_sureness(sureness, files, {"another's": 1.0, sha256_of(files.params): 0.7})
     kept = load_sureness(files, files.params)
     assert kept is not None
-    assert kept.threshold == sureness.threshold
+    assert (kept.threshold, kept.temperature) == (sureness.threshold, 0.7)
     assert_close(scores(network, kept, digits), told)
     torch.save(get_strategy("1").build().state_dict(), files.params)
     assert load_sureness(files, files.params) is None  # it is of other weights
@@ -52,6 +57,33 @@ def test_unknown_run_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixt
         main(["--name", "nothing", "--output_dir", str(tmp_path)])
     assert stopped.value.code == 2
     assert "nothing_metrics.json does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_run_is_calibrated_once_however_often_it_is_asked(
+    mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """40 s: an epoch on 60,000 images and one of its twin on 50,000."""
+    folders = {"data_dir": str(mnist), "output_dir": str(tmp_path)}
+    config = TrainConfig(epochs=1, scheduler="onecycle", label_smoothing=0.05, name="run", **folders)
+    train_and_evaluate(config, log=silent)
+    before = load_network("run", tmp_path)
+    flags = ["--name", "run", "--output_dir", str(tmp_path)]
+    assert main(flags) == 0
+    once = load_network("run", tmp_path)
+    assert main(flags) == 0
+    twice = load_network("run", tmp_path)
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("run: ECE"))
+    assert first == second
+    was, became = (float(part) for part in re.findall(r"([\d.]+) %", first))
+    assert became < 1 < was
+    assert before.sureness is None
+    assert once.sureness is not None
+    assert once.sureness.temperature != 1
+    inputs = normalize(torch.randint(256, (100, 1, 28, 28)).float())
+    said = predict(once.model, inputs)
+    assert_close(said, scale(predict(before.model, inputs), once.sureness.temperature), atol=1e-4, rtol=1e-4)
+    assert_close(predict(twice.model, inputs), said, atol=1e-4, rtol=1e-4)
 
 
 def test_other_data_is_a_usage_error(finished_run: RunFiles, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,26 +69,23 @@ def test_rate_and_time_left(page_folder, tmp_path):
     (tmp_path / "outputs").mkdir()
     whole = metrics_of(page_folder)
     begun = {key: [] for key in ("train_acc", "test_losses", "test_acc", "epoch_seconds")}
-    start = datetime.now(UTC)
     size = whole["config"]["batch_size"]
     an_epoch = math.ceil(60_000 / size)
 
-    def after(seconds: float, batches: int):
+    def after(batches: int, **told: float):
         part = {key: whole[key][:batches] for key in ("train_losses", "learning_rates")}
-        updated = (start + timedelta(seconds=seconds)).isoformat()
-        return look(watcher, tmp_path, **{**whole, **begun, **part, "updated": updated, "total_seconds": 0.0})
+        updated = datetime.now(UTC).isoformat()
+        return look(watcher, tmp_path, **{**whole, **begun, **part, **told, "updated": updated, "total_seconds": 0.0})
 
     watcher = Watcher(str(tmp_path))
-    first = after(0, 0)
+    first = after(0)
     assert (first.status, first.images_per_second, first.batches_per_epoch) == ("running", None, an_epoch)
-    second = after(2, 100)
-    assert second.images_per_second == pytest.approx(100 * size / 2)
+    second = after(100, images_per_second=50.0 * size)
+    assert second.images_per_second == 50 * size
     assert second.seconds_left == pytest.approx((15 * an_epoch - 100) / 50, rel=0.01)
     assert second.version > first.version
     assert watcher.look()[0].version == second.version
-    third = after(3, 40)  # the same name begins anew
-    assert third.batches_done == 40
-    assert third.images_per_second is None
+    assert after(40).batches_done == 40  # the same name begins anew
 
 
 def test_a_page_gets_only_what_is_new(page_folder, tmp_path):

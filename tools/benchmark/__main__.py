@@ -8,10 +8,9 @@ python -m tools.benchmark accuracy --device cuda --together 10 --scheduler onecy
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import OneLineParser, check_at_least, run_command
+from common.cli import OneLineParser, check_at_least, command
 from common.files import PROJECT_DIR, CommandError
 from tools.benchmark.accuracy import accuracy
 from tools.benchmark.throughput import throughput
@@ -41,15 +40,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     series.add_argument("--keep", metavar="NAME", default=None, help="keep the networks, as runs NAME_seed_SEED")
     series.add_argument("--naive", action="store_true", default=False, help="train with the naive reference instead")
     add_training_flags(series, leave_out=("seed", "name", "output_dir"))
-    for command in (speed, series):
-        command.add_argument("--output_dir", dest="results", type=Path, default=PROJECT_DIR)
+    for parser_of_one in (speed, series):
+        parser_of_one.add_argument("--output_dir", dest="results", type=Path, default=PROJECT_DIR)
     return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    failures = (CommandError, OSError, TrainingError)
-    with stopping_on_sigterm():
-        return run_command(get_args_parser(), run, argv, "interrupted; what is finished is kept", failures)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,5 +53,8 @@ def run(args: argparse.Namespace) -> int:
     return accuracy(args, given_settings(args))
 
 
+KEPT, FAILURES = "interrupted; what is finished is kept", (CommandError, OSError, TrainingError)
+main = stopping_on_sigterm()(command(get_args_parser, run, interrupted=KEPT, failures=FAILURES))
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

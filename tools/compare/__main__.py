@@ -8,11 +8,33 @@ The page (``python -m tools.web``) shows the same: what is compared is computed 
 """
 
 import argparse
+import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from common.cli import OneLineParser, command
-from common.files import RunFiles, UsageError, atomic_write
+from common.files import PROJECT_DIR, RunFiles, UsageError, write_whole
+
+STATIC = PROJECT_DIR / "tools" / "web" / "static"
+
+
+def comparison_html(data: dict[str, Any]) -> str:
+    """One HTML file that shows a comparison and needs nothing else, the internet least of all."""
+    from plotly.offline import get_plotlyjs
+
+    from tools.output import rendered
+
+    # modules cannot import one another inside a file: the two that it takes stand one after the other
+    sources = [(STATIC / name).read_text(encoding="utf-8") for name in ("common.js", "compare.js")]
+    return rendered(
+        STATIC / "comparison.html",
+        style=(STATIC / "style.css").read_text(encoding="utf-8"),
+        script="\n".join(re.sub(r"^import .*\n|^export ", "", source, flags=re.MULTILINE) for source in sources),
+        data=data,
+        plotly=get_plotlyjs(),
+    )
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -35,7 +57,6 @@ def compare_and_write(args: argparse.Namespace) -> int:
         RunFiles(name)  # checks the names before torch is loaded
     from imports import torch
     from tools.compare.comparer import Comparer
-    from tools.compare.page import comparison_html
     from tools.output import rendered
 
     torch.set_num_threads(1)  # one image is too little work to share
@@ -46,8 +67,7 @@ def compare_and_write(args: argparse.Namespace) -> int:
         raise UsageError(f"there is no run under {path.parent}; train one: python main.py")
     rows = [row for row in comparison.rows if row.name in comparison.chosen]
     print(rendered(Path(__file__).with_name("table.txt"), rows=rows), end="")
-    with atomic_write(path) as file:
-        file.write(comparison_html(comparison).encode())
+    write_whole(path, comparison_html(asdict(comparison)).encode())
     print(f"written to {path}")
     for missing in comparison.missing:
         print(f"  {missing['what']} would be in it after: {missing['command']}")

@@ -111,10 +111,8 @@ def fit_temperature(log_probabilities: torch.Tensor, labels: torch.Tensor) -> fl
     """The temperature at which the mean negative log-likelihood is lowest, of images that were not trained on.
 
     Log-probabilities [N, 10] do as well as logits: they differ by a constant an image, which the softmax takes out.
-    Guo et al. 2017, arXiv:1706.04599, section 4.2.
-
-    Raises:
-        ValueError: every image is classified correctly, so that the more certain were always the better.
+    Guo et al. 2017, arXiv:1706.04599, section 4.2. A ValueError if every image is classified correctly: the more
+    certain were always the better.
     """
     from scipy.optimize import minimize_scalar
 
@@ -174,12 +172,9 @@ def evaluate_network(
 
 
 def calibration(log_probabilities: torch.Tensor, labels: torch.Tensor, held_out: Batch | None) -> dict[str, Any]:
-    """Calibration on the test images, as the network is and at the temperature that fits ``held_out`` best.
-
-    Args:
-        held_out: log-probabilities [N, 10] and labels [N] of images that the network was not trained on. Without
-            them no temperature is fitted: on the test images it would be chosen by what it is measured with, and on
-            the network's own training images it comes out too sure.
+    """Calibration on the test images, as the network is and at the temperature that fits best the log-probabilities
+    [N, 10] and labels [N] of images ``held_out`` from its training. Without those none is fitted: on the test images it
+    would be chosen by what it is measured with, on the network's own training images it comes out too sure.
     """
 
     def measured(said: torch.Tensor) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.files import RunFiles, atomic_write
+from common.files import RunFiles, write_whole
 from tools.evaluate.measures import mean_corrupted_accuracy
 from tools.export.html import STATIC
 from tools.intervals import wilson_interval
@@ -29,10 +29,7 @@ def write_safetensors(network: Network, files: RunFiles) -> tuple[Path, Path]:
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     about = {"format": "pt", "name": network.name, "classes": json.dumps(network.data.classes)}
     path, card = (files.params.with_name(f"{files.name}{ending}") for ending in (".safetensors", "_card.md"))
-    for target, contents in ((path, save(tensors, about)), (card, card_of(network, files).encode())):
-        with atomic_write(target) as file:
-            file.write(contents)
-    return path, card
+    return write_whole(path, save(tensors, about)), write_whole(card, card_of(network, files).encode())
 
 
 def card_of(network: Network, files: RunFiles) -> str:

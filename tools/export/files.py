@@ -1,4 +1,4 @@
-"""The files of a network: made, held against it, measured in turns, written; their table and their picture."""
+"""The files of a network: made, held against it, measured in turns, written; their table."""
 
 import argparse
 import contextlib
@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.files import RunFiles, atomic_write
+from common.files import RunFiles, write_whole
 from data_utils import split_indices
 from image_data.fetch import sha256_of
-from imports import Figure, MaxNLocator, torch
+from imports import torch
 from tools.export.formats import FORMATS, Format, Runner
 from tools.networks import Deployed, images_of, load_network
-from tools.output import panels, rendered, write_figure, write_json
+from tools.output import rendered, write_json
 from tools.timing import seconds_of
 from training.machine import environment
 
@@ -97,8 +97,7 @@ def export(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             continue
-        with atomic_write(path) as file:
-            file.write(contents)
+        write_whole(path, contents)
         row = {"file": path.name, "format": name, "precision": precision, "bytes": len(contents)}
         rows.append(row | compare(run, subject.test) | {"held_out_drop": lost})
         runners[path.name] = run
@@ -114,7 +113,6 @@ def export(args: argparse.Namespace) -> int:
             print(f"{path.name} stays: it has more files of these weights, measured in one run")
         else:
             write_json(path, results)
-            write_figure(files.plot.with_name(f"{args.name}_export.png"), export_figure(results))
     return 0 if len(rows) == len(kinds) else 1
 
 
@@ -183,33 +181,3 @@ def measure_latency(runners: Mapping[str, Runner], images: torch.Tensor) -> dict
             latency[name][str(size)] = round(1000 * statistics.median(values[burst:]), 4)  # the first calls allocate
     torch.set_num_threads(threads)
     return latency
-
-
-def export_figure(results: Mapping[str, Any]) -> Figure:
-    """Size against test accuracy, with the line that the gate would draw there, and against latency."""
-    figure, (against_accuracy, against_latency) = panels(11, 4.4, 1, 2, grid="both")
-    runtimes = {"onnx": ("ONNX Runtime", "#d95f0e"), "executorch": ("ExecuTorch", "#08519c")}
-    points = [("PyTorch", "#636363", "D", results["pytorch"])]
-    for row in results["files"]:
-        runtime, color = runtimes[row["format"]]
-        points.append((f"{runtime} {row['precision']}", color, "o" if row["precision"] == "fp32" else "s", row))
-    above = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center"}
-    for label, color, marker, row in points:
-        size, milliseconds = row["bytes"] / 1000, row["latency_ms"]["1"]
-        against_accuracy.plot(size, row["accuracy"], marker, color=color, markersize=8, label=label)
-        against_latency.plot(size, milliseconds, marker, color=color, markersize=8, label=label)
-        against_latency.annotate(f"{milliseconds:.3f}", (size, milliseconds), fontsize=9, **above)
-    allowed = results["pytorch"]["accuracy"] - results["max_drop"]
-    against_accuracy.axhline(allowed, color="#636363", linestyle="--", linewidth=1)
-    against_accuracy.text(0, allowed, f" {results['max_drop']:g} points lost", va="bottom", fontsize=9)
-    against_accuracy.margins(y=0.3)
-    against_accuracy.yaxis.set_major_formatter("{x:.2f}")
-    against_accuracy.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    against_accuracy.set(ylabel="accuracy [%]", title=f"Accuracy on {results['images']:,} test images")
-    against_latency.set(ylabel="milliseconds", title="One image on one thread")
-    against_latency.set_ylim(0, 1.15 * max(row["latency_ms"]["1"] for *_, row in points))
-    for axes in figure.axes:
-        axes.set(xlabel="size of the file [kB]", xlim=(0, 1.1 * max(row["bytes"] for *_, row in points) / 1000))
-    against_latency.legend(frameon=False, fontsize=9, loc="upper left")
-    figure.suptitle(f"{results['name']} exported")
-    return figure

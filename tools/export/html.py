@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from common.files import UsageError, atomic_write
+from common.files import UsageError, write_whole
 from image_data.facts import DataSet
 from imports import F, nn, torch
 from models.kernels import UnknownLayersError, divided
 from tools.networks import Network, OnOwnData
-from tools.output import as_html_json, rendered
+from tools.output import rendered
 from tools.voting import Ensemble
 
 STATIC = Path(__file__).parent / "static"
@@ -35,11 +35,10 @@ def write_html(network: Network, path: Path) -> int:
         about=f"{network.name}: {network.parameters:,} parameters{accuracy}",
         style=style,
         classes=network.data.classes,
-        network=as_html_json(described(network.model, network.data)),
+        network=described(network.model, network.data),
         script=script,
     ).encode()
-    with atomic_write(path) as file:
-        file.write(contents)
+    write_whole(path, contents)
     return len(contents)
 
 

@@ -27,8 +27,7 @@ GIVEN = ("model", "epochs", "val_split", "seed", "pipeline", "image_form", "init
 def read_space(path: Path | None, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is searched, and what stays: ``SPACE``, changed by the file ``path`` and by the flags ``given``.
 
-    Raises:
-        UsageError: the file cannot be read, has an unknown key, a value that is not allowed, or one that a flag sets.
+    A UsageError if the file cannot be read, has an unknown key, a value that is not allowed, or one that a flag sets.
     """
     wanted = {} if path is None else read_toml("space", path, "the path of a TOML file")
     known = [key for key in TYPES if key not in GIVEN]

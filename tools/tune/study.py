@@ -15,7 +15,7 @@ import optuna
 from optuna import visualization
 from optuna.trial import FrozenTrial
 
-from common.files import CommandError, RunFiles, atomic_write
+from common.files import CommandError, RunFiles, write_whole
 from image_data.facts import MNIST
 from image_data.fetch import sha256_of
 from tools.intervals import mean_and_interval
@@ -109,8 +109,7 @@ def write_settings(path: Path, study: optuna.Study, best: FrozenTrial, data_dir:
     """Write what ``main.py --config`` needs to train the trial ``best`` again, bit for bit."""
     settings = best.user_attrs["settings"] | {"name": path.stem, "data_dir": data_dir}
     known = {"study": study.study_name, "done": states_of(study)["DONE"], "best": best, "settings": settings}
-    with atomic_write(path) as file:
-        file.write(rendered(Path(__file__).with_name("settings.txt"), **known, dumps=json.dumps).encode())
+    write_whole(path, rendered(Path(__file__).with_name("settings.txt"), **known, dumps=json.dumps).encode())
 
 
 def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[Sequence[str]]]) -> None:
@@ -136,8 +135,8 @@ def write_report(path: Path, study: optuna.Study, tables: Mapping[str, Sequence[
     for plot in plots.values():
         plot.update_layout(title=None, margin={"t": 30})
     title = f"Tuning of {study.study_name}"
-    with atomic_write(path) as file:
-        file.write(rendered(Path(__file__).with_name("report.html"), title=title, tables=tables, plots=plots).encode())
+    template = Path(__file__).with_name("report.html")
+    write_whole(path, rendered(template, title=title, tables=tables, plots=plots).encode())
 
 
 def recipes_to_compare(best: FrozenTrial) -> dict[str, dict[str, Any]]:

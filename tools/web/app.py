@@ -5,6 +5,7 @@ app = create_app(Settings(output_dir="results"))
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio.to_thread
 from fastapi import FastAPI, Request
@@ -12,11 +13,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from tools.compare.page import STATIC
 from tools.web import inside
 from tools.web.guard import Guard
 from tools.web.routes import answer, router
 from tools.web.server import Server, Settings
+
+STATIC = Path(__file__).with_name("static")
 
 
 @asynccontextmanager

@@ -7,7 +7,6 @@ for run in watcher.look(): print(run.name, run.status, run.images_per_second)
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 from statistics import fmean
@@ -17,9 +16,8 @@ from tools.compare.comparer import batches_per_epoch, status_of
 from tools.networks import Networks
 
 POINTS = 1000  # of a curve; each is the mean of as many batches as that takes
-RATE_SECONDS = 10.0  # what images/s looks back on
 LOOK_SECONDS = 0.25  # how often the files are looked at
-NOT_TOLD = ("losses", "rates", "version", "metrics", "progress")  # of a run, or of its losses and rates only parts
+NOT_TOLD = ("losses", "rates", "version", "metrics")  # of a run, or of its losses and rates only parts
 
 
 class LiveRun:
@@ -39,39 +37,16 @@ class LiveRun:
         self.batches_done, self.batches_per_epoch = len(metrics["train_losses"]), batches_per_epoch(metrics)
         self.updated = datetime.fromisoformat(metrics["updated"]).timestamp()  # seconds since 1970
         self.seconds: float = metrics["total_seconds"]  # since the first batch
-        self.progress = self._progress(before)  # seconds since 1970, batches done
-        rate = self._rate(int(config["batch_size"])) if status == "running" else None
-        self.images_per_second = None if rate is None else round(rate, 1)
-        self.seconds_left = None if rate is None else round(self._seconds_left(rate / int(config["batch_size"])), 1)
+        # not said by a run whose first step is under way, nor by one of an older version
+        rate = self.images_per_second = metrics.get("images_per_second") if status == "running" else None
+        # seconds a batch, with the evaluations as soon as there was one
+        done = self.epochs_done * self.batches_per_epoch
+        each = self.seconds / done if done else rate and int(config["batch_size"]) / rate
+        left = self.epochs * self.batches_per_epoch - self.batches_done
+        self.seconds_left = round(max(left, 0) * each, 1) if rate and each else None
         self.stride = math.ceil(self.epochs * self.batches_per_epoch / POINTS)  # batches a point
         self.losses = means(metrics["train_losses"], self.stride)
         self.rates = metrics["learning_rates"][self.stride // 2 :: self.stride]
-
-    def _progress(self, before: "LiveRun | None") -> deque[tuple[float, int]]:
-        progress = deque[tuple[float, int]]() if before is None else before.progress
-        if progress and (progress[-1][1] > self.batches_done or progress[-1][0] > self.updated):
-            progress.clear()  # another run of this name, or the same one again from its checkpoint
-        if before is not None and before.epochs_done != self.epochs_done:
-            progress.clear()  # it was evaluating meanwhile
-        progress.append((self.updated, self.batches_done))
-        while self.updated - progress[0][0] > RATE_SECONDS and len(progress) > 2:
-            progress.popleft()
-        return progress
-
-    def _rate(self, batch_size: int) -> float | None:
-        """Images a second: of the last seconds, else of the last epoch."""
-        since, batches = self.progress[0]
-        if self.updated > since and self.batches_done > batches:
-            return (self.batches_done - batches) * batch_size / (self.updated - since)
-        last = self.metrics["epoch_seconds"][-1:]
-        return int(self.metrics["train_images"]) / last[0] if last and last[0] > 0 else None
-
-    def _seconds_left(self, batches_a_second: float) -> float:
-        seconds = self.metrics["epoch_seconds"]
-        left = (self.epochs * self.batches_per_epoch - self.batches_done) / batches_a_second
-        if seconds:  # besides the training an epoch has its evaluation and files
-            left += (self.epochs - self.epochs_done) * max((self.seconds - sum(seconds)) / len(seconds), 0.0)
-        return max(left, 0.0)
 
     def event(self, points_sent: int | None) -> dict[str, Any]:
         """What a page that has ``points_sent`` points of the curve needs; None: it has none, and wants none yet."""

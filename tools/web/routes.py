@@ -30,7 +30,6 @@ IMAGE_CONTENT: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "
 RAW_SCHEMA = {"schema": {"type": "string", "format": "binary", "minLength": MNIST_BYTES, "maxLength": MNIST_BYTES}}
 BODY = {"required": True, "description": "A drawing or a photo, or (to /api/predict) 784 raw bytes in MNIST's form."}
 
-KNOWN_OF_A_NETWORK = ("name", "kind", "parameters", "accuracy")
 WATCHING = 32  # pages that watch at once
 
 router = APIRouter(prefix="/api")
@@ -199,10 +198,7 @@ async def read(
 async def models(server: TheServer) -> list[ModelInfo]:
     """The networks that answer."""
     found = await server.reading.run(server.answering_networks)
-    return [
-        ModelInfo(classes=list(network.data.classes), **{key: getattr(network, key) for key in KNOWN_OF_A_NETWORK})
-        for network in found
-    ]
+    return [ModelInfo.model_validate(network, from_attributes=True) for network in found]
 
 
 async def test_digit(server: Server, index: int | None) -> TestDigit:

@@ -45,11 +45,8 @@ class Bounded:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place among those that wait: to be had before a body is read, since that takes memory.
-
-        Raises:
-            HTTPException: 503, all are taken.
-        """
+        """A place among those that wait, to be had before a body is read, which takes memory; HTTPException 503 if all
+        are taken."""
         if self.places.locked():
             raise HTTPException(503, "too many requests are under way; try again", {"Retry-After": "1"})
         async with self.places:
@@ -64,11 +61,7 @@ class Bounded:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The request's body.
-
-    Raises:
-        HTTPException: 413, it is longer than ``limit`` bytes; 408, it took too long.
-    """
+    """The request's body; HTTPException 413 if it is longer than ``limit`` bytes, 408 if it took too long."""
     too_long = HTTPException(413, f"the body is too long; at most {limit:,} bytes are allowed")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
