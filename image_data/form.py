@@ -102,9 +102,9 @@ def _read(source: bytes | str | os.PathLike[str], mixed: bool) -> tuple[Grey, tu
         if width * height > MAX_PIXELS:
             raise TooLargeError(f"the image has {width} x {height} pixels; at most {MAX_PIXELS:,} in all")
         image.draft(None, (WORKING_SIDE, WORKING_SIDE))  # lets a JPEG be unpacked at a fraction of its size
-        turned = ImageOps.exif_transpose(image)
-        shown = (height, width) if (turned.width > turned.height) != (width > height) else (width, height)
-        return _grey(turned, mixed), shown
+        ImageOps.exif_transpose(image, in_place=True)
+        shown = (height, width) if (image.width > image.height) != (width > height) else (width, height)
+        return _grey(image, mixed), shown
     except Image.DecompressionBombError:
         raise TooLargeError(f"the image has too many pixels; at most {MAX_PIXELS:,} are allowed") from None
     except UnidentifiedImageError:

@@ -40,6 +40,8 @@ def digits_in(ink: Grey) -> list[Digit]:
     if not width:
         raise EmptyImageError("nothing is drawn on the image")
     ink, dark = ink[y : y + height, x : x + width], dark[y : y + height, x : x + width]
+    if cv2.connectedComponents(dark)[0] == 2:  # one patch of ink, as most drawings are
+        return [Digit(x, y, ink)]
     count, labels, stats, _ = cv2.connectedComponentsWithStats(dark)
     amounts = np.bincount(labels.ravel(), ink.ravel(), count)
     amounts[0] = 0

@@ -3,6 +3,7 @@
 ink = ink_of(grey)      # grey levels [H, W] -> float32 [H, W], 0 (paper) to 1 (the darkest ink)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -48,18 +49,18 @@ def ink_of(grey: Grey) -> Grey:
     """
     edges = np.concatenate(edges_of(grey))
     common = int(np.bincount(edges.astype(np.uint8)).argmax())
-    bare = float((edges == common).mean()) > 0.9 and float((grey == common).mean()) > 0.7  # no room for a sheet on it
-    rows = columns = slice(None)
-    sheet = None
-    if bare:  # what the rest finds then, in a third of the time
-        inner, found, even = grey, grey - common, True
-    else:
-        plain = common if float((grey == common).mean()) > EVEN else None  # the level of a paper without any grain
-        rows, columns = within_margins(grey, plain)
-        inner = np.ascontiguousarray(grey[rows, columns])
-        sheet, found = sheet_of(inner), inner - paper_of(inner)
-        even = sheet is None and is_drawn(inner, found, plain)
-    drawn = even and contrast_of(np.abs(found), MIN_CONTRAST) >= MIN_CONTRAST
+    off = (grey != common).view(np.uint8)
+    share = 1 - cv2.countNonZero(off) / grey.size
+    if share > 0.7 and float((edges == common).mean()) > 0.9:  # no room for a sheet on it
+        bare = ink_of_drawing(grey, common, cv2.boundingRect(off))
+        if bare is not None:
+            return bare
+    plain = common if share > EVEN else None  # the level of a paper without any grain
+    rows, columns = within_margins(grey, plain)
+    inner = np.ascontiguousarray(grey[rows, columns])
+    sheet, found = sheet_of(inner), inner - paper_of(inner)
+    drawn = sheet is None and is_drawn(inner, found, plain)
+    drawn = drawn and contrast_of(np.abs(found), MIN_CONTRAST, found.size) >= MIN_CONTRAST
     if drawn:
         found = found if float(found.sum()) > 0 else -found
         least, grain = float(MIN_CONTRAST), spread(np.concatenate(edges_of(found)))
@@ -67,7 +68,7 @@ def ink_of(grey: Grey) -> Grey:
         found = absorbed(inner, sheet)
         grain = spread(found if sheet is None else found[sheet])
         least = max(MIN_ABSORBED, SURE * grain)
-    contrast = contrast_of(found, least)
+    contrast = contrast_of(found, least, found.size)
     if contrast < least:
         raise EmptyImageError("nothing is drawn on the image")
     noise = 4 * grain / contrast
@@ -77,10 +78,24 @@ def ink_of(grey: Grey) -> Grey:
     return ink
 
 
-def contrast_of(found: Grey, least: float) -> float:
-    """The darkest ink, but for stray pixels of a photo; if that is less than ``least``, a dot's on a large sheet."""
-    most, ink = found.size // 1000, np.sort(found[found >= least])
-    return float(ink[-1 - most]) if len(ink) > most else float(found.max())
+def ink_of_drawing(grey: Grey, paper: int, box: Sequence[int]) -> Grey | None:
+    """What ``ink_of`` finds of a drawing in the ``box`` on bare ``paper``, in a fifth of the time; None: too faint."""
+    left, top, width, height = box
+    found = grey[top : top + height, left : left + width] - paper
+    if not width or contrast_of(np.abs(found), MIN_CONTRAST, grey.size) < MIN_CONTRAST:
+        return None
+    found = found if float(found.sum()) > 0 else -found
+    ink = np.zeros_like(grey)
+    contrast = contrast_of(found, MIN_CONTRAST, grey.size)
+    np.clip(found / contrast, 0, 1, out=ink[top : top + height, left : left + width])
+    return without_lines(ink, 0.995)
+
+
+def contrast_of(found: Grey, least: float, size: int) -> float:
+    """The darkest ink, but for stray pixels among the ``size`` of a photo; if that is less than ``least``, a dot's on a
+    large sheet."""
+    most, ink = size // 1000, found[found >= least]
+    return float(np.partition(ink, -1 - most)[-1 - most]) if len(ink) > most else float(found.max())
 
 
 def spread(paper: Grey) -> float:

@@ -26,11 +26,14 @@ def looked_at(network: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, t
 
     Of an ensemble the blocks of its last member.
     """
-    found: list[torch.Tensor] = []
+    means: list[torch.Tensor] = []
+    norms: list[torch.Tensor] = []
+    sizes: list[int] = []
 
     def keep(_: nn.Module, __: object, output: torch.Tensor) -> None:
-        mean, square = output.mean((2, 3)), output.square().mean((2, 3))  # for std() ONNX needs twice the operations
-        found.extend((mean, (square - mean.square()).clamp_min(0).sqrt()))
+        means.append(output.mean((2, 3)))
+        norms.append(torch.linalg.vector_norm(output, dim=(2, 3)))
+        sizes.extend([output[0, 0].numel()] * output.shape[1])
 
     looked: nn.Module = getattr(network, "members", [network])[-1]
     hooks = [block.register_forward_hook(keep) for block in looked.modules() if isinstance(block, ConvBlock)]
@@ -39,7 +42,8 @@ def looked_at(network: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, t
     finally:
         for hook in hooks:
             hook.remove()
-    return said, torch.cat(found, 1)
+    mean, square = torch.cat(means, 1), torch.cat(norms, 1).square() / torch.tensor(sizes)  # ONNX has no std()
+    return said, torch.cat([mean, (square - mean.square()).clamp_min(0).sqrt()], 1)
 
 
 class Sureness(nn.Module):

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             app,
             log_level="warning",
             server_header=False,
+            proxy_headers=False,
             limit_concurrency=256,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=2,

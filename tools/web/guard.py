@@ -26,6 +26,8 @@ SECURITY_HEADERS = {
     "x-frame-options": "DENY",
 }
 
+ADDED = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+
 
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is this machine as only it sees itself."""
@@ -59,14 +61,13 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.update(SECURITY_HEADERS)
-                headers.setdefault("cache-control", "no-cache")
+                message["headers"] = [*message["headers"], *ADDED]
+                MutableHeaders(scope=message).setdefault("cache-control", "no-cache")
             await send(message)
 
         reason = self._reason_to_refuse(scope, Headers(scope=scope))
-        refusal = JSONResponse({"detail": reason}, status_code=403)
-        await (self.app if reason is None else refusal)(scope, receive, send_guarded)
+        answering = self.app if reason is None else JSONResponse({"detail": reason}, status_code=403)
+        await answering(scope, receive, send_guarded)
 
     def _reason_to_refuse(self, scope: Scope, headers: Headers) -> str | None:
         host = headers.get("host", "")

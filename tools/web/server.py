@@ -96,8 +96,7 @@ class Server:
         self.networks = Networks(settings.output_dir)
         self.comparer = Comparer(settings.output_dir, settings.data_dir, self.networks)
         self.watcher = Watcher(settings.output_dir)
-        # half of the cores, so that a training beside it goes on; files are read apart from that
-        self.inference = Bounded(max(1, (os.cpu_count() or 1) // 2), WAITING)
+        self.inference = Bounded(os.cpu_count() or 1, WAITING)  # files are read apart from that
         self.reading = Bounded(1, WAITING)
         self.watching = 0  # pages
         self.answering: list[Network] = []
@@ -110,7 +109,7 @@ class Server:
         return self.answering
 
 
-def server_of(request: Request) -> Server:
+async def server_of(request: Request) -> Server:  # FastAPI would call another in a thread
     server: Server = request.app.state.server
     return server
 

@@ -82,12 +82,12 @@ export function startDraw() {
   const isEmpty = () => source.kind === "strokes" && source.strokes.length === 0;
 
   /** The path to ask, and the type and the bytes to send there. */
-  async function question() {
+  function question() {
     if (source.kind === "picture" && !source.answer) return ["/api/read", source.type, source.file];
     if (source.kind === "picture") return ["/api/predict", RAW, formOf(source.answer.digits[source.chosen])];
     if (source.kind === "image") return ["/api/predict", source.file.type, source.file];
     if (source.kind === "digit") return ["/api/predict", RAW, new Uint8Array(source.pixels)];
-    return ["/api/predict", "image/png", await drawing(source.strokes)];
+    return ["/api/predict", "image/bmp", drawing(source.strokes)];
   }
 
   function ask() {
@@ -109,7 +109,7 @@ export function startDraw() {
     underWay += 1;
     const [mine, from, of] = [asked, changed, source];
     try {
-      const [path, type, data] = await question();
+      const [path, type, data] = question();
       const response = await fetch(path, { method: "POST", headers: { "content-type": type }, body: data });
       const answer = await response.json();
       if (mine > shown) {
@@ -301,11 +301,11 @@ export function startDraw() {
     else change(picture);
   }
 
-  $("several").addEventListener("click", async () => {
+  $("several").addEventListener("click", () => {
     const { width, height } = canvas;
     const shown = h("canvas", { width, height, role: "img", "aria-label": "The drawing that is read" });
     onSheet(shown, source.strokes, color("--ground"), color("--ink"));
-    change(toRead(await drawing(source.strokes), "image/png", shown, "The drawing"));
+    change(toRead(drawing(source.strokes), "image/bmp", shown, "The drawing"));
     $("back").focus();
   });
 
