@@ -7,6 +7,8 @@ if advances_every_batch("onecycle"):   # else once an epoch
 
 from __future__ import annotations
 
+from typing import Any
+
 import imports
 
 SCHEDULERS = ("step", "onecycle")
@@ -32,15 +34,8 @@ def get_scheduler(
     if name == "step":
         return imports.StepLR(optimizer, step_size=6, gamma=0.1)
     if name == "onecycle":
-        return imports.OneCycleLR(
-            optimizer,
-            max_lr,
-            total_steps=epochs * steps_per_epoch,
-            pct_start=pct_start,
-            div_factor=div_factor,
-            final_div_factor=final_div_factor,
-            cycle_momentum=False,
-        )
+        shape: Any = {"pct_start": pct_start, "div_factor": div_factor, "final_div_factor": final_div_factor}
+        return imports.OneCycleLR(optimizer, max_lr, epochs * steps_per_epoch, cycle_momentum=False, **shape)
     raise ValueError(f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}")
 
 

@@ -59,10 +59,6 @@ class Network:
     def data(self) -> DataSet:
         return DataSet.of(self.facts)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.data.classes
-
     @functools.cached_property
     def latency_ms(self) -> float:
         return round(forward_ms(self.model), 3)

@@ -201,8 +201,7 @@ class Report:
     def save(self, status: str) -> None:
         if not self.processes.is_main:
             return
-        self.metrics["status"] = status
-        self.metrics["updated"] = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.metrics |= {"status": status, "updated": datetime.now(UTC).isoformat(timespec="milliseconds")}
         save_metrics_json(self.metrics, self.config.run_name, self.config.output_dir, durable=status != "running")
         if self.board is not None:
             self.board.write(self.metrics)

@@ -1,7 +1,10 @@
 """What people photograph: the small files of tests/cases, and test digits in each condition of tests/photographs.py."""
 
+import contextlib
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.files import PROJECT_DIR
 from data_utils import load_images
@@ -48,6 +51,19 @@ def test_a_drawing_is_taken_as_it_is(variation, mnist):
         drawn = to_mnist(read_grey(png(VARIATIONS[variation](digit)))).astype(int)
         assert abs(drawn - to_mnist(255 - canvas).astype(int)).max() <= 1
         assert drawn.astype(bool).sum() > 40
+
+
+@pytest.mark.parametrize("paper", [0, 255])
+def test_a_drawing_cut_off_along_its_ink(paper, digit_of, mnist):
+    images, labels = load_images(mnist, train=False)
+    right = 0
+    for digit, label in zip(images[:20].numpy(), labels[:20].tolist(), strict=True):
+        rows, columns = (np.flatnonzero(digit.any(axis=axis)) for axis in (1, 0))
+        cut = Image.fromarray(digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+        drawn = np.abs(paper - np.asarray(cut.resize((8 * cut.width, 8 * cut.height)), dtype=np.float32))
+        with contextlib.suppress(EmptyImageError):
+            right += digit_of(png(drawn.astype(np.uint8))) == label
+    assert right >= 16  # 12 of the light drawings without the paper that is put around them
 
 
 def test_an_even_sheet_is_empty():

@@ -108,7 +108,6 @@ def test_throughput(tiny, tmp_path, benchmarked, monkeypatch):
         assert row["epoch_seconds"] == pytest.approx(300 / row["median"], rel=0.01)
         assert row["peak_mib"] > 100
     assert rows[0]["ratio"] == 1.0
-    assert (tmp_path / "plots" / "benchmark_throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.long

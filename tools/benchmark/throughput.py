@@ -29,11 +29,11 @@ from common.cli import silent
 from common.files import CommandError
 from data_utils import load_images
 from image_data.fetch import ensure_mnist
-from imports import Figure, torch
+from imports import torch
 from model_strategy import get_strategy
 from models.receptive_field import receptive_fields
 from tools.naive import NaiveTraining
-from tools.output import panels, rendered, write_figure, write_json
+from tools.output import rendered, write_json
 from tools.timing import copied_bytes, matrix_flops, synchronize
 from training.config import TrainConfig
 from training.machine import environment, has_bfloat16, resolve_device
@@ -73,7 +73,7 @@ def settings_to_compare(batch_size: int, device: torch.device) -> list[Setting]:
 
 
 def throughput(args: argparse.Namespace) -> int:
-    """The subcommand: time, print a table, write the JSON and the chart."""
+    """The subcommand: time, print a table, write the JSON."""
     device = resolve_device(args.device)
     ensure_mnist(args.data_dir)
     results: dict[str, Any] = {"environment": environment(device), "rounds": args.rounds, "models": {}}
@@ -86,7 +86,6 @@ def throughput(args: argparse.Namespace) -> int:
         print(rendered(Path(__file__).with_suffix(".txt"), model=model, rows=rows), end="")
     name = "benchmark_throughput" if device.type == "cpu" else f"benchmark_throughput_{device.type}"
     write_json(args.results / "outputs" / f"{name}.json", results)
-    write_figure(args.results / "plots" / f"{name}.png", throughput_figure(results))
     return 0
 
 
@@ -196,28 +195,3 @@ def work_of_an_image(model: str) -> tuple[int, int]:
     rows = [row for row in receptive_fields(get_strategy(model).build()) if row.kind in ("Conv2d", "Linear")]
     multiply_adds = sum(row.parameters * row.output[1] * row.output[2] for row in rows)
     return 3 * 2 * multiply_adds, 5 * 4 * sum(math.prod(row.output) for row in rows)
-
-
-def throughput_figure(results: dict[str, Any]) -> Figure:
-    """Bars: images/s of each setting, a group a model."""
-    figure, axes = panels(9, 4.2)
-    labels = [row["label"] for row in next(iter(results["models"].values()))]
-    # grey, in float32 blue, in bfloat16 orange, without a graph green
-    colors = ["#bdbdbd", "#9ecae1", "#4292c6", "#08519c", "#e6550d", "#31a354"]
-    width = 0.8 / len(labels)
-    for number, (label, color) in enumerate(zip(labels, colors, strict=False)):
-        rows = [rows[number] for rows in results["models"].values()]
-        places = [group + (number - (len(labels) - 1) / 2) * width for group in range(len(rows))]
-        rates, medians = (np.array([row[key] for row in rows]) for key in ("images_per_second", "median"))
-        spread = [medians - rates.min(1), rates.max(1) - medians]
-        bars = axes.bar(places, medians, width=0.95 * width, color=color, label=label, yerr=spread, ecolor="#555555")
-        ratios = [f"{row['ratio']:.1f}x" if number else "" for row in rows]
-        axes.bar_label(bars, ratios, fontsize=9, padding=2)
-    axes.set_xticks(range(len(results["models"])), [f"model {model}" for model in results["models"]])
-    axes.set_ylabel("images/s")
-    here = results["environment"]
-    device = f"{here['threads']} CPU threads" if here["device"] == "cpu" else here["device"]
-    axes.set_title(f"Training throughput on {device}, torch {here['torch']}: median, min to max")
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=5, fontsize=9)
-    axes.margins(y=0.1)
-    return figure

@@ -8,6 +8,7 @@ python -m tools.web --host 0.0.0.0            # for a phone in the same network
 import argparse
 import socket
 import sys
+from typing import Any
 
 from common.cli import OneLineParser, command
 from common.files import UsageError
@@ -62,15 +63,8 @@ def run(args: argparse.Namespace) -> int:
             shown = socket.gethostname()
         print(f"http://{shown}:{listener.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
         app = create_app(Settings(host, args.output_dir, args.data_dir, tuple(args.allow_host)))
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=256,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=2,
-        )
+        limits: Any = {"limit_concurrency": 256, "timeout_keep_alive": 10, "timeout_graceful_shutdown": 2}
+        config = uvicorn.Config(app, log_level="warning", server_header=False, proxy_headers=False, **limits)
         server = uvicorn.Server(config)
         app.state.ending = lambda: server.should_exit
         server.run(sockets=[listener])

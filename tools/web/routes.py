@@ -12,7 +12,7 @@ import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, Field
+from pydantic import AliasPath, BaseModel, Field
 
 from common.files import UsageError
 from image_data.errors import EmptyImageError, ImageError, TooLargeError
@@ -58,7 +58,7 @@ class ModelInfo(BaseModel):
     kind: str = Field(description="network or ensemble")
     parameters: int
     accuracy: float | None = Field(description="of its test images, in percent")
-    classes: list[str] = Field(description="their names, in the order of the probabilities")
+    classes: list[str] = Field(validation_alias=AliasPath("data", "classes"), description="their names, in order")
 
 
 class TestDigit(BaseModel):
