@@ -51,7 +51,10 @@ def ink_of(grey: Grey) -> Grey:
     common = int(np.bincount(edges.astype(np.uint8)).argmax())
     off = (grey != common).view(np.uint8)
     share = 1 - cv2.countNonZero(off) / grey.size
-    if share > 0.7 and float((edges == common).mean()) > 0.9:  # no room for a sheet on it
+    thin = share > 0.7 or (
+        share > 0.5 and float(cv2.distanceTransform(off, cv2.DIST_L2, 3).max()) < STROKE * min(off.shape)
+    )
+    if thin and float((edges == common).mean()) > 0.9:  # no room for a sheet on it
         bare = ink_of_drawing(grey, common, cv2.boundingRect(off))
         if bare is not None:
             return bare
