@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.cli import OneLineParser, run_command
@@ -88,10 +88,10 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(doc=__doc__, argument_default=argparse.SUPPRESS)
     add_training_flags(parser)
-    return run_command(parser, train, None)
+    return run_command(parser, train, argv)
 
 
 if __name__ == "__main__":
