@@ -61,7 +61,7 @@ def test_unknown_run_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.long
 def test_a_run_is_calibrated_once_however_often_it_is_asked(
-    mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """40 s: an epoch on 60,000 images and one of its twin on 50,000."""
     folders = {"data_dir": str(mnist), "output_dir": str(tmp_path)}
@@ -69,6 +69,16 @@ def test_a_run_is_calibrated_once_however_often_it_is_asked(
     train_and_evaluate(config, log=silent)
     before = load_network("run", tmp_path)
     flags = ["--name", "run", "--output_dir", str(tmp_path)]
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:  # between the two files that it writes
+        patch.setattr("tools.calibrate.write_whole", full_disk)
+        assert main(flags) == 1
+    stopped = load_network("run", tmp_path)
+    assert stopped.sureness is not None
+    assert stopped.sureness.temperature == 1
     assert main(flags) == 0
     once = load_network("run", tmp_path)
     assert main(flags) == 0
