@@ -205,12 +205,13 @@ _kinds: FileCache[bool] = FileCache()  # whether a file describes an ensemble
 
 
 def known_networks(output_dir: str | None = None) -> list[str]:
-    """Names of the ensembles, then of the runs that have weights and metrics, but for those trained to vote."""
+    """Names of the ensembles, then of the runs with weights and metrics, but for those that others are fitted by."""
     with_metrics = set(existing_runs(output_dir, "_metrics.json"))
     ensembles = [name for name in known_ensembles(output_dir) if name not in with_metrics]
     voters = tuple(f"{name}_model_" for name in ensembles)
     runs = with_metrics.intersection(existing_runs(output_dir, "_params.pth"))
-    return ensembles + sorted(name for name in runs if not name.startswith(voters))
+    twins = {f"{name}_held_out" for name in runs}  # of those that were calibrated
+    return ensembles + sorted(name for name in runs - twins if not name.startswith(voters))
 
 
 class Networks:

@@ -149,6 +149,14 @@ def test_networks_follow_their_files(shipped_project, tmp_path):
     assert "no name" not in known_networks(str(tmp_path))
 
 
+def test_a_twin_is_no_network_of_its_own(shipped_project, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    for name in ("mine", "mine_held_out", "other_held_out"):
+        for ending in ("_metrics.json", "_params.pth"):
+            shutil.copy(shipped_project / "outputs" / f"mnist_model_1{ending}", tmp_path / "outputs" / f"{name}{ending}")
+    assert known_networks(str(tmp_path)) == ["mine", "other_held_out"]
+
+
 def test_a_damaged_ensemble_is_left_out(shipped_project, tmp_path):
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "ensemble.json").write_text('{"kind": "ensemble", "accuracy": "high"}')
