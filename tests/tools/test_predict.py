@@ -153,7 +153,9 @@ def test_a_twin_is_no_network_of_its_own(shipped_project, tmp_path):
     (tmp_path / "outputs").mkdir()
     for name in ("mine", "mine_held_out", "other_held_out"):
         for ending in ("_metrics.json", "_params.pth"):
-            shutil.copy(shipped_project / "outputs" / f"mnist_model_1{ending}", tmp_path / "outputs" / f"{name}{ending}")
+            shutil.copy(
+                shipped_project / "outputs" / f"mnist_model_1{ending}", tmp_path / "outputs" / f"{name}{ending}"
+            )
     assert known_networks(str(tmp_path)) == ["mine", "other_held_out"]
 
 
