@@ -109,10 +109,8 @@ def load_sureness(files: RunFiles, weights: Path) -> Sureness | None:
         return None
     values = load_tensors(path)
     try:
-        temperature, sureness = values["temperatures"].get(sha256_of(weights)), Sureness(**values)
-    except (KeyError, TypeError, AttributeError) as error:
+        sureness, known = Sureness(**values), values["temperatures"].get(sha256_of(weights))
+        sureness.temperature = 0.0 if known is None else float(known)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFileError(f"{path} is damaged or of another version: {error!r}") from None
-    if temperature is None:
-        return None
-    sureness.temperature = temperature
-    return sureness
+    return None if known is None else sureness

@@ -7,7 +7,7 @@ import pytest
 from torch.testing import assert_close
 
 from common.cli import silent
-from common.files import PROJECT_DIR, RunFiles
+from common.files import PROJECT_DIR, DamagedFileError, RunFiles
 from data_utils import normalize
 from image_data.fetch import sha256_of
 from image_data.form import read_page
@@ -47,6 +47,9 @@ def test_noise_is_unsure_and_the_file_gives_the_same(tmp_path: Path) -> None:
     assert kept is not None
     assert (kept.threshold, kept.temperature) == (sureness.threshold, 0.7)
     assert_close(scores(network, kept, digits), told)
+    save_sureness(sureness, files, {sha256_of(files.params): "hot"})  # type: ignore[dict-item]
+    with pytest.raises(DamagedFileError, match="is damaged or of another version"):
+        load_sureness(files, files.params)
     torch.save(get_strategy("1").build().state_dict(), files.params)
     assert load_sureness(files, files.params) is None  # it is of other weights
 

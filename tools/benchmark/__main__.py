@@ -40,8 +40,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     series.add_argument("--keep", metavar="NAME", default=None, help="keep the networks, as runs NAME_seed_SEED")
     series.add_argument("--naive", action="store_true", default=False, help="train with the naive reference instead")
     add_training_flags(series, leave_out=("seed", "name", "output_dir"))
-    for parser_of_one in (speed, series):
-        parser_of_one.add_argument("--output_dir", dest="results", type=Path, default=PROJECT_DIR)
+    for subparser in (speed, series):
+        subparser.add_argument("--output_dir", dest="results", type=Path, default=PROJECT_DIR)
     return parser
 
 
