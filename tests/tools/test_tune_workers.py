@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -9,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,25 +24,28 @@ from conftest import eventually, finished
 from optuna.trial import TrialState
 from test_tune import NAME, forked, load_study, states
 
+from tools.tune import storage as tune_storage
+
 pytestmark = pytest.mark.long
 soon = functools.partial(forked, grace=10)  # they are taken for dead after 10 seconds in place of 30
 
 
-def running_pids(study: optuna.Study) -> dict[int, int]:
-    """Trial number -> process of those under way that have told once that they live, which a thread of theirs does."""
-    trials = study.get_trials(states=(TrialState.RUNNING,))
-    with study._storage._backend.engine.connect() as connection:
-        alive = {row[0] for row in connection.execute(sqlalchemy.text("SELECT trial_id FROM trial_heartbeats"))}
-    signed = {t.number: t.user_attrs.get("worker", {"trial": None}) for t in trials if t._trial_id in alive}
+# trials under way that have told once that they live, which a thread of theirs does, and who works on them
+UNDER_WAY = """SELECT number, value_json FROM trials JOIN trial_heartbeats USING (trial_id)
+JOIN trial_user_attributes USING (trial_id) WHERE state = 'RUNNING' AND key = 'worker'"""
+
+
+def running_pids(under_way: list[tuple[int, str]]) -> dict[int, int]:
+    """Trial number -> process, of those that are not signed by the trial that they were tried again for."""
+    signed = {number: json.loads(worker) for number, worker in under_way}
     return {number: worker["pid"] for number, worker in signed.items() if worker["trial"] == number}
 
 
 def pids_in(folder: Path) -> dict[int, int]:
-    """The same of the study in ``folder``, opened when it is whole: Optuna makes missing tables."""
+    """The same of the study in ``folder``, which is only read: Optuna would make tables, and might keep them locked."""
     file = folder / "outputs" / f"tuning_{NAME}.db"
     with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
-        database.execute("SELECT * FROM trials, trial_user_attributes, trial_heartbeats LIMIT 1")
-    return running_pids(load_study(folder))
+        return running_pids(database.execute(UNDER_WAY).fetchall())
 
 
 def wait_for(condition, process=None):
@@ -101,6 +107,39 @@ def test_workers_end_with_the_command(tiny, tmp_path, python):
     process.wait()
     eventually(lambda: not any(is_alive(pid) for pid in pids.values()))
     assert "RUNNING" not in states(load_study(tmp_path))
+
+
+def test_a_database_that_breaks(tiny, tmp_path, python):
+    flags = ["--trials", 4, "--workers", 2, *LONG, "--data_dir", tiny, "--output_dir", tmp_path]
+    process = python(*soon(*flags))
+    wait_for(lambda: len(pids := pids_in(tmp_path)) == 2 and pids, process)
+    with contextlib.closing(sqlite3.connect(tmp_path / "outputs" / f"tuning_{NAME}.db")) as database:
+        database.execute("ALTER TABLE trials RENAME TO lost")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err == f"tune: storage: sqlite:///{tmp_path}/outputs/tuning_{NAME}.db: no such table: trials\n"
+
+
+def open_each(urls: list[str], together: "threading.Barrier", told: "multiprocessing.SimpleQueue[str]") -> None:
+    for url in urls:
+        together.wait()
+        try:
+            tune_storage.open_storage(url)
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            told.put(str(error))
+
+
+def test_commands_that_begin_a_study_at_one_moment(tmp_path):
+    """As on two machines: Optuna makes a database's tables without looking who else does."""
+    context = multiprocessing.get_context("fork")
+    together, told = context.Barrier(3), context.SimpleQueue()
+    urls = [f"sqlite:///{tmp_path}/{number}.db" for number in range(5)]
+    processes = [context.Process(target=open_each, args=(urls, together, told)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert told.empty(), told.get()
 
 
 def stop_between_transactions(pid: int, folder: Path) -> None:
@@ -176,7 +215,12 @@ def test_a_killed_worker_on_postgresql(postgresql, tiny, tmp_path, python):
         return optuna.load_study(study_name=NAME, storage=storage)
 
     wait_for(lambda: states(study()).count("COMPLETE") >= 2, process)
-    killed, pid = wait_for(lambda: next(iter(running_pids(study()).items())), process)
+
+    def under_way() -> dict[int, int]:
+        with storage.engine.connect() as connection:
+            return running_pids(connection.execute(sqlalchemy.text(UNDER_WAY)).all())
+
+    killed, pid = wait_for(lambda: next(iter(under_way().items())), process)
     before = study().get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
     os.kill(pid, signal.SIGKILL)
     out, err = process.communicate()

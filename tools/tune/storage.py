@@ -1,6 +1,7 @@
 """The database of a study: opened, told in one line what it refuses, and Optuna kept quiet."""
 
 import contextlib
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -52,7 +53,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     # SQLite has one writer at a time: wait for it. A connection to a server may have been cut meanwhile.
     of_file = {"connect_args": {"timeout": 60, "isolation_level": None}}
     try:
-        storage = optuna.storages.RDBStorage(
+        storage = _make_tables(
             url,
             engine_kwargs=of_file if is_file else {"pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT,
@@ -67,6 +68,19 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         # begins by taking SQLite's one lock.
         sqlalchemy.event.listen(storage.engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
     return storage
+
+
+def _make_tables(*arguments: Any, **settings: Any) -> optuna.storages.RDBStorage:
+    """Optuna's storage. Commands that begin a study at one moment all make its tables: who is late looks again."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return optuna.storages.RDBStorage(*arguments, **settings)
+        except sqlalchemy.exc.DBAPIError as error:
+            late = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
+            if not late or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _innermost(error: BaseException) -> str:

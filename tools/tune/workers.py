@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -70,6 +71,7 @@ def work(job: Job, troubles: Connection) -> None:
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda signum, frame: stop.append(signum))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the parent passes it on
+    threading.excepthook = lambda of: None  # what ends the heartbeat is what the trial meets next, and tells
     parent = multiprocessing.parent_process()
 
     def stop_requested() -> bool:
@@ -117,6 +119,8 @@ class Worker:
                 # This process stood still for so long that it was taken for dead, and its trial given to another.
                 if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a "):
                     raise
+            except UnboundLocalError as error:  # Optuna's own, where the database refuses what a trial came to
+                raise error.__context__ or error from None
 
     def give_first_heartbeats(self) -> None:
         """Let Optuna see trials whose worker died between taking them and its first heartbeat."""
