@@ -14,20 +14,20 @@ The last four time things: let nothing else run meanwhile. ``strokes`` and ``wat
 """
 
 import argparse
+import asyncio
 import contextlib
 import difflib
-import http.client
 import io
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -253,6 +253,12 @@ def strokes(args: argparse.Namespace) -> int:
     return 0
 
 
+def request_of(body: bytes) -> bytes:
+    """What a client sends to ask for a PNG's digit. By hand: a client's own work takes from the server's two cores."""
+    head = f"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n".encode() + body
+
+
 def clients(args: argparse.Namespace) -> int:
     """The subcommand: many clients at once; what they wait, and what the server's memory does."""
     import psutil
@@ -260,31 +266,35 @@ def clients(args: argparse.Namespace) -> int:
     from data_utils import load_images
 
     images = load_images(PROJECT_DIR / "data", train=False)[0][: args.count].numpy()
-    bodies = [png(placed(drawn(image))) for image in images]
+    requests = [request_of(png(placed(drawn(image)))) for image in images]
     times: list[float] = []
     errors: list[str] = []
-    end = threading.Event()
 
-    def client(body: bytes, address: str) -> None:
-        with connected(address) as connection:
-            while not end.is_set():
-                began = time.perf_counter()
-                try:
-                    ask(connection, body)
-                except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-                    errors.append(str(error))
-                else:
-                    times.append(time.perf_counter() - began)
+    async def client(request: bytes, address: str, end: float) -> None:
+        reader, writer = await asyncio.open_connection(*urlsplit(address).netloc.split(":"))
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            answer = await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+            if head.startswith(b"HTTP/1.1 200"):
+                times.append(time.perf_counter() - began)
+            else:
+                errors.append(answer.decode())
+        writer.close()
 
-    with serving() as (address, pid), ThreadPoolExecutor(args.count) as pool:
-        process, memory = psutil.Process(pid), []
-        working = [pool.submit(client, body, address) for body in bodies]
+    async def look_on(process: psutil.Process, memory: list[float]) -> None:
         for _ in range(args.seconds):
-            time.sleep(1)
+            await asyncio.sleep(1)
             memory.append(process.memory_info().rss / 2**20)
-        end.set()
-        for one in working:
-            one.result()
+
+    async def crowd(address: str, process: psutil.Process, memory: list[float]) -> None:
+        end = time.perf_counter() + args.seconds
+        await asyncio.gather(look_on(process, memory), *(client(request, address, end) for request in requests))
+
+    memory: list[float] = []
+    with serving() as (address, pid):
+        asyncio.run(crowd(address, psutil.Process(pid), memory))
     if not times:
         raise RuntimeError(f"no answer came: {errors[0]}")
     times.sort()

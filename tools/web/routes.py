@@ -21,7 +21,7 @@ from image_data.readers import read_picture
 from tools.compare.comparer import RunRow, mnist_test_digits
 from tools.networks import Network, ask
 from tools.web.live import LOOK_SECONDS
-from tools.web.server import Server, TheServer, problems, read_body
+from tools.web.server import Server, TheServer, problems, read_body, server_of
 
 MNIST_BYTES = 784
 RAW_TYPE = "application/octet-stream"
@@ -135,7 +135,7 @@ def reading(networks: list[Network], name: str | None, body: bytes) -> Reading:
 
 
 async def asked_of(
-    request: Request, server: Server, allowed: Sequence[str], work: Callable[[list[Network], str, bytes], BaseModel]
+    request: Request, allowed: Sequence[str], work: Callable[[list[Network], str, bytes], BaseModel]
 ) -> Response:
     """What ``work`` answers to a request's image, its content type one of ``allowed``.
 
@@ -144,6 +144,7 @@ async def asked_of(
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in allowed:
         raise HTTPException(415, f"the content type {content_type!r} is not allowed; send one of {', '.join(allowed)}")
+    server = await server_of(request)
     async with server.inference.place():
         body = await read_body(request, MAX_BYTES)
 
@@ -165,13 +166,13 @@ async def asked_of(
     openapi_extra={"requestBody": {**BODY, "content": {**IMAGE_CONTENT, RAW_TYPE: RAW_SCHEMA}}},
     tags=["predict"],
 )
-async def predict(request: Request, server: TheServer) -> Response:
+async def predict(request: Request) -> Response:
     """Which digit is on an image, by every network; of several the largest."""
 
     def work(networks: list[Network], content_type: str, body: bytes) -> Answer:
         return answer(networks, body, content_type == RAW_TYPE)
 
-    return await asked_of(request, server, (*IMAGE_TYPES, RAW_TYPE), work)
+    return await asked_of(request, (*IMAGE_TYPES, RAW_TYPE), work)
 
 
 @router.post(
@@ -183,7 +184,6 @@ async def predict(request: Request, server: TheServer) -> Response:
 )
 async def read(
     request: Request,
-    server: TheServer,
     name: Annotated[str | None, Query(max_length=100, description="the network; else the ensemble")] = None,
 ) -> Response:
     """Which digits are on a picture of one, of a number, or of a page of numbers, by one network."""
@@ -191,7 +191,7 @@ async def read(
     def work(networks: list[Network], _content_type: str, body: bytes) -> Reading:
         return reading(networks, name, body)
 
-    return await asked_of(request, server, IMAGE_TYPES, work)
+    return await asked_of(request, IMAGE_TYPES, work)
 
 
 @router.get("/models", response_model=list[ModelInfo], responses=problems(403, 503), tags=["predict"])

@@ -5,11 +5,11 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-import anyio.to_thread
 from fastapi import Depends, HTTPException, Request
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
@@ -40,7 +40,7 @@ class Bounded:
     """Lets a few calls work at once, in threads, and a few more wait: a flood is sent away, not worked off."""
 
     def __init__(self, at_once: int, waiting: int) -> None:
-        self.limiter = anyio.CapacityLimiter(at_once)
+        self.threads = ThreadPoolExecutor(at_once)
         self.places = asyncio.Semaphore(waiting)
 
     @asynccontextmanager
@@ -53,7 +53,7 @@ class Bounded:
             yield
 
     async def work(self, function: Callable[..., Result], *args: Any) -> Result:
-        return await anyio.to_thread.run_sync(function, *args, limiter=self.limiter)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
 
     async def run(self, function: Callable[..., Result], *args: Any) -> Result:
         async with self.place():
