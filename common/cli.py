@@ -1,9 +1,7 @@
 """What every command does alike: a mistake in one line, the exit status, signals.
 
-    main = command(get_args_parser, run)       # run takes the parsed arguments and returns the exit status
-    sys.exit(main())
-
-Needs no torch.
+main = command(get_args_parser, run)       # run takes the parsed arguments and returns the exit status
+sys.exit(main())
 """
 
 import argparse

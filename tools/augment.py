@@ -1,9 +1,7 @@
-"""What the network sees: training images and what a policy makes of them, and how fast the policy is.
+"""What the network sees: training images, what a policy makes of them (plots/augment_POLICY.png), and how fast it is.
 
-    python -m tools.augment --policy affine
-    python -m tools.augment --policy elastic --strength 2 --digits 6 --draws 12
-
-Writes ``plots/augment_POLICY.png``.
+python -m tools.augment --policy affine
+python -m tools.augment --policy elastic --strength 2 --digits 6 --draws 12
 """
 
 from __future__ import annotations

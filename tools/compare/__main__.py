@@ -1,10 +1,7 @@
 """Compare trained runs: a table here, and curves, confusion, recall and disagreements as one HTML file to pass on.
 
-    python -m tools.compare
-    python -m tools.compare mnist_model_1 mnist_model_3 --output comparison.html
-
-The page (``python -m tools.web``) shows the same: what is compared is computed here, and drawn by ``compare.js`` under
-``tools/web/static`` in both.
+python -m tools.compare
+python -m tools.compare mnist_model_1 mnist_model_3 --output comparison.html
 """
 
 import argparse
@@ -17,7 +14,7 @@ from typing import Any
 from common.cli import OneLineParser, command
 from common.files import PROJECT_DIR, RunFiles, UsageError, write_whole
 
-STATIC = PROJECT_DIR / "tools" / "web" / "static"
+STATIC = PROJECT_DIR / "tools" / "web" / "static"  # compare.js draws the same on the page
 
 
 def comparison_html(data: dict[str, Any]) -> str:

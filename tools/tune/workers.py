@@ -1,7 +1,4 @@
-"""The workers of a study: processes, here or on another machine, that take trials from its database.
-
-``run_workers`` starts those of this machine, waits for them, stops them; ``progress_of`` tells what they have come to.
-"""
+"""The workers of a study: processes, here or on another machine, that take trials from its database."""
 
 import contextlib
 import io

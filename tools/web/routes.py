@@ -30,8 +30,6 @@ IMAGE_CONTENT: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "
 RAW_SCHEMA = {"schema": {"type": "string", "format": "binary", "minLength": MNIST_BYTES, "maxLength": MNIST_BYTES}}
 BODY = {"required": True, "description": "A drawing or a photo, or (to /api/predict) 784 raw bytes in MNIST's form."}
 
-WATCHING = 32  # pages that watch at once
-
 router = APIRouter(prefix="/api")
 
 
@@ -246,13 +244,8 @@ async def comparison(
 
 async def place_to_watch(server: TheServer) -> AsyncIterator[None]:
     """One of the places of pages that watch, until the page goes."""
-    if server.watching >= WATCHING:
-        raise HTTPException(503, "too many pages are watching; close one")
-    server.watching += 1
-    try:
+    async with server.watching.place():
         yield
-    finally:
-        server.watching -= 1
 
 
 @router.get(

@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 
 BODY_SECONDS = 15  # within which a request's body must have come
 WAITING = 64  # answers under way or waiting at once; more are sent away
+WATCHING = 32  # pages that watch at once
 MAX_NETWORKS = 12  # that answer a drawing
 LOOK_SECONDS = 0.5  # after which their files are looked at again
 
@@ -98,7 +99,7 @@ class Server:
         self.watcher = Watcher(settings.output_dir)
         self.inference = Bounded(os.cpu_count() or 1, WAITING)  # files are read apart from that
         self.reading = Bounded(1, WAITING)
-        self.watching = 0  # pages
+        self.watching = Bounded(1, WATCHING)
         self.answering: list[Network] = []
         self.looked = -math.inf
 
