@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import imports  # torchvision is loaded by what asks for it
 from common.cli import Log
 from common.files import UsageError
 from image_data.augmentation import FILL, augment
 from image_data.facts import MNIST, DataSet, facts_of
 from image_data.fetch import DataError, ensure_mnist
 from image_data.policies import POLICIES, Policy, get_policy
-from imports import BatchSampler, DataLoader, F, RandomSampler, Subset, datasets, torch, transforms
+from imports import BatchSampler, DataLoader, F, RandomSampler, Subset, torch
 
 MEAN, STD = MNIST.mean, MNIST.std
 EVAL_BATCH_SIZE = 1000
@@ -109,17 +110,18 @@ class PartOfEachBatch(BatchSampler):
             yield torch.tensor(batch).tensor_split(self.processes)[self.rank].tolist()
 
 
-def train_transforms(policy: Policy = POLICIES["rotate"], facts: DataSet = MNIST) -> transforms.Compose:
+def train_transforms(policy: Policy = POLICIES["rotate"], facts: DataSet = MNIST) -> "imports.transforms.Compose":
     """The training transforms for PIL images, of the policies that this pipeline knows: rotate and none."""
     if policy.draws == 0:
         return test_transforms(facts)
-    rotation = transforms.RandomRotation((-policy.rotation, policy.rotation), fill=(FILL,))
-    return transforms.Compose([rotation, *test_transforms(facts).transforms])
+    rotation = imports.transforms.RandomRotation((-policy.rotation, policy.rotation), fill=(FILL,))
+    return imports.transforms.Compose([rotation, *test_transforms(facts).transforms])
 
 
-def test_transforms(facts: DataSet = MNIST) -> transforms.Compose:  # noqa: PT028  # no test
+def test_transforms(facts: DataSet = MNIST) -> "imports.transforms.Compose":  # noqa: PT028  # no test
     """The specification's test transforms, for PIL images: no augmentation."""
-    return transforms.Compose([transforms.ToTensor(), transforms.Normalize((facts.mean,), (facts.std,))])
+    of = imports.transforms
+    return of.Compose([of.ToTensor(), of.Normalize((facts.mean,), (facts.std,))])
 
 
 def split_indices(labels: torch.Tensor, val_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +148,7 @@ def load_images(data_dir: str | os.PathLike[str], train: bool, log: Log = print)
 
 def _read_images(data_dir: str | os.PathLike[str], train: bool) -> Batch:
     try:
-        mnist = datasets.MNIST(str(data_dir), train=train)
+        mnist = imports.datasets.MNIST(str(data_dir), train=train)
         images, labels = mnist.data, mnist.targets
         if images.dtype != torch.uint8 or images.shape[1:] != (28, 28) or len(images) == 0:
             raise ValueError(f"the images are {images.dtype} {list(images.shape)}, not uint8 [N, 28, 28]")
@@ -180,7 +182,8 @@ def load_data(
             images[train_idx], labels[train_idx], settings.batch_size, policy, generator, share, facts
         )
     else:
-        augmented = Subset(datasets.MNIST(str(folder), True, train_transforms(policy, facts)), train_idx.tolist())
+        whole = imports.datasets.MNIST(str(folder), True, train_transforms(policy, facts))
+        augmented = Subset(whole, train_idx.tolist())
         sampler = PartOfEachBatch(len(train_idx), settings.batch_size, generator, share)
         train = DataLoader(augmented, batch_sampler=sampler, generator=generator)
 
@@ -190,7 +193,7 @@ def load_data(
             images, labels = images[chosen].to(device), labels[chosen].to(device)
             return TensorBatches(images, labels, EVAL_BATCH_SIZE, share=share, facts=facts)
         mine = torch.arange(len(labels))[chosen][share[0] :: share[1]]
-        part = Subset(datasets.MNIST(str(folder), of_train, test_transforms(facts)), mine.tolist())
+        part = Subset(imports.datasets.MNIST(str(folder), of_train, test_transforms(facts)), mine.tolist())
         # A DataLoader draws a seed at every pass; from a generator of its own, so that how often a network is evaluated
         # does not change the dropout of the epochs to come.
         return DataLoader(part, EVAL_BATCH_SIZE, generator=torch.Generator())

@@ -33,9 +33,15 @@ def test_unknown_name_is_an_attribute_error():
         imports.__getattr__("no_such_name")
 
 
-@pytest.mark.parametrize("module", ["imports", "main", "training.config", "model_strategy", "lr_schedulers"])
-def test_importing_costs_no_torch(module):
-    script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [
+        *(("torch", name) for name in ("imports", "main", "training.config", "model_strategy", "lr_schedulers")),
+        *(("torchvision", name) for name in ("data_utils", "tools.networks", "tools.web.app", "hubconf")),  # 160 MiB
+    ],
+)
+def test_importing_loads_no(package, module):
+    script = f"import sys, {module}; sys.exit({package!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=PROJECT_DIR, check=True)
 
 

@@ -1,8 +1,4 @@
-"""Trainings in processes of their own, by the command itself.
-
-with stopping_on_sigterm():
-    train_missing([TrainConfig(seed=seed, name=f"trial_{seed}") for seed in range(1, 4)], jobs=2)
-"""
+"""Trainings in processes of their own, by the command itself."""
 
 import json
 import os

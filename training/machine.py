@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imports
 from common.cli import Log
 from common.files import PROJECT_DIR, UsageError
-from imports import nn, torch, torchvision
+from imports import nn, torch
 from training.processes import ALONE, Processes
 
 
@@ -122,7 +123,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "torchvision": torchvision.__version__,
+        "torchvision": imports.torchvision.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
