@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field
 from data_utils import normalize
 from image_data.form import MnistImage
 from imports import nn, torch
-from tools.evaluate.measures import integrated_gradients
 from tools.networks import Network
 from tools.web.routes import MNIST_BYTES, RAW_SCHEMA, RAW_TYPE, mnist_form
 from tools.web.server import TheServer, problems, read_body
@@ -38,6 +37,8 @@ class Inside(BaseModel):
 
 def inside(network: Network, image: MnistImage) -> Inside:
     """The activations of ``network`` for one image uint8 [28, 28], and the integrated gradients of its answer."""
+    from tools.evaluate.measures import integrated_gradients  # and with it torchvision, which no digit needs
+
     model, blocks = copy.deepcopy(network.model), []  # a copy: others may ask it at the same time
     batch = normalize(torch.from_numpy(np.array(image))[None, None].float())
     with torch.no_grad():
