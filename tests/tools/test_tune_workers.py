@@ -131,7 +131,7 @@ def open_each(urls: list[str], together: "threading.Barrier", told: "multiproces
 
 def test_commands_that_begin_a_study_at_one_moment(tmp_path):
     """As on two machines: Optuna makes a database's tables without looking who else does."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     together, told = context.Barrier(3), context.SimpleQueue()
     urls = [f"sqlite:///{tmp_path}/{number}.db" for number in range(5)]
     processes = [context.Process(target=open_each, args=(urls, together, told)) for _ in range(3)]
