@@ -132,7 +132,7 @@ def open_each(urls: list[str], together: "threading.Barrier", told: "multiproces
 def test_commands_that_begin_a_study_at_one_moment(tmp_path):
     """As on two machines: Optuna makes a database's tables without looking who else does."""
     context = multiprocessing.get_context("spawn")
-    together, told = context.Barrier(3), context.SimpleQueue()
+    together, told = context.Barrier(3, timeout=60), context.SimpleQueue()
     urls = [f"sqlite:///{tmp_path}/{number}.db" for number in range(5)]
     processes = [context.Process(target=open_each, args=(urls, together, told)) for _ in range(3)]
     for process in processes:
@@ -140,6 +140,7 @@ def test_commands_that_begin_a_study_at_one_moment(tmp_path):
     for process in processes:
         process.join()
     assert told.empty(), told.get()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
 
 
 def stop_between_transactions(pid: int, folder: Path) -> None:
