@@ -177,10 +177,8 @@ def load_data(
     policy = get_policy(settings.augment, settings.augment_strength)
     train: Batches
     if tensors:
-        images, labels = images.to(device), labels.to(device)
-        train = TensorBatches(
-            images[train_idx], labels[train_idx], settings.batch_size, policy, generator, share, facts
-        )
+        images, labels = images[train_idx].to(device), labels[train_idx].to(device)
+        train = TensorBatches(images, labels, settings.batch_size, policy, generator, share, facts)
     else:
         whole = imports.datasets.MNIST(str(folder), True, train_transforms(policy, facts))
         augmented = Subset(whole, train_idx.tolist())

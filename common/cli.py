@@ -125,8 +125,8 @@ def shown_path(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def silent(line: str) -> None:
-    """A ``log`` for runs whose lines nobody is to read."""
+def silent(told: object) -> None:
+    """Takes the lines of a run, or its metrics, where nobody is to read them."""
 
 
 class StopSignals:

@@ -70,7 +70,8 @@ def read_page(source: bytes | str | os.PathLike[str]) -> Page:
         return left, top, round((box[0] + box[2]) * across) - left, round((box[1] + box[3]) * down) - top
 
     boxes, lines = [scaled_up(digit.box) for digit in digits], [digit.line for digit in digits]
-    return Page(width, height, [centred(scaled(digit.ink)) for digit in digits], boxes, lines, _largest(digits))
+    largest = int(np.argmax([digit.ink.sum() for digit in digits]))
+    return Page(width, height, [centred(scaled(digit.ink)) for digit in digits], boxes, lines, largest)
 
 
 def read_grey(source: bytes | str | os.PathLike[str], mixed: bool = True) -> Grey:
@@ -165,18 +166,13 @@ def to_mnist(grey: NDArray[Any]) -> MnistImage:
 
     Dark on light or light on dark: what lies along the edge is the paper. An EmptyImageError if nothing is drawn on it.
     """
-    digits = _digits_of(grey)
-    return centred(scaled(digits[_largest(digits)].ink))
+    return centred(scaled(max((digit.ink for digit in _digits_of(grey)), key=np.sum)))
 
 
 def _digits_of(grey: NDArray[Any]) -> "list[Digit]":
     from image_data import groups, photo  # they load OpenCV, which reading files does without
 
     return groups.digits_in(photo.ink_of(np.asarray(grey, dtype=np.float32)))
-
-
-def _largest(digits: "Sequence[Digit]") -> int:
-    return max(range(len(digits)), key=lambda place: float(digits[place].ink.sum()))
 
 
 def scaled(box: Grey) -> Grey:

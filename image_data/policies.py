@@ -6,7 +6,7 @@ Needs no torch, so that a wrong name is told at once; ``augmentation.py`` applie
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 GRID = 5  # control points of an elastic deformation, along each side
 
@@ -60,7 +60,5 @@ def get_policy(name: str, strength: float = 1.0) -> Policy:
     """The policy ``name``, its ranges times ``strength`` up to ``_LARGEST``; a ValueError lists what is known."""
     if name not in POLICIES:
         raise ValueError(f"augment: {name!r} is not known; choose from {', '.join(POLICIES)}")
-    policy = POLICIES[name]
-    ranges = ("rotation", "shift", "scale", "shear", "elastic", "thickness", "erase")
-    wanted = {key: getattr(policy, key) * strength for key in ranges}
-    return replace(policy, **{key: min(value, _LARGEST.get(key, math.inf)) for key, value in wanted.items()})
+    wanted = {key: value * strength for key, value in asdict(POLICIES[name]).items() if key != "nearest"}
+    return replace(POLICIES[name], **{key: min(value, _LARGEST.get(key, math.inf)) for key, value in wanted.items()})

@@ -43,11 +43,6 @@ def fold(network: nn.Module, temperature: float, example: torch.Tensor) -> None:
         raise UsageError("name: its last layer does not give logits; no temperature can be folded into it")
 
 
-def in_weights(network: Network) -> float:
-    """The temperature that is in the weights already; 1 for weights that were not calibrated, or trained since."""
-    return 1.0 if network.sureness is None else network.sureness.temperature
-
-
 def calibrate(name: str, output_dir: OutputDir = None) -> str:
     """Fit the run ``name`` on its twin's held-out images, or the ensemble of this name. Returns a line on it.
 
@@ -61,12 +56,12 @@ def calibrate(name: str, output_dir: OutputDir = None) -> str:
     images, labels = images_of(network, True, output_dir)
     seen, held_out = split_indices(labels, network.facts.get("config", {}).get("val_split") or HELD_OUT)
     inputs, truth = as_input(images[held_out], CPU), labels[held_out]
-    temperatures, line = {sha256_of(weights): in_weights(network)}, f"{name}: "
+    temperatures, line = {sha256_of(weights): network.temperature}, f"{name}: "
     if alone:
         twin = twin_of(network, output_dir)
-        said = scale(predict(twin.model, inputs), 1 / in_weights(twin))
+        said = scale(predict(twin.model, inputs), 1 / twin.temperature)
         temperature = fit_temperature(said, truth)
-        fold(network.model, temperature / in_weights(network), inputs[:100])
+        fold(network.model, temperature / network.temperature, inputs[:100])
         torch.save(network.model.state_dict(), contents := io.BytesIO())
         temperatures[hashlib.sha256(contents.getvalue()).hexdigest()] = temperature
         ece, after = (expected_calibration_error(values, truth) for values in (said, scale(said, temperature)))
@@ -83,7 +78,7 @@ def calibrate(name: str, output_dir: OutputDir = None) -> str:
 
 def twin_of(network: Network, output_dir: OutputDir) -> Network:
     """The run itself if it held out images, else one of the same recipe that did, trained if it is not there."""
-    config = TrainConfig(**network.facts["config"] | {"name": network.name, "output_dir": output_dir})
+    config = TrainConfig.of(network.facts, name=network.name, output_dir=output_dir)
     if config.val_split:
         return network
     config = replace(config, name=f"{network.name}_held_out", val_split=HELD_OUT)

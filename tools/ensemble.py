@@ -26,7 +26,7 @@ from imports import F, nn, torch
 from model_strategy import known_models
 from tools.evaluate.measures import as_input, expected_calibration_error, fit_temperature, predict
 from tools.intervals import wilson_interval
-from tools.networks import ENSEMBLE_SCHEMA, ensemble_file, load_run
+from tools.networks import ENSEMBLE_SCHEMA, Network, ensemble_file, load_network, says_ensemble
 from tools.networks import load_ensemble as load_ensemble  # to be had from here too
 from tools.output import rendered, write_json
 from tools.timing import CPU, forward_ms
@@ -36,6 +36,7 @@ from training.config import TrainConfig
 from training.machine import environment
 from visualization import count_parameters, load_metrics_json
 
+TO_TRAIN = ("models", "seeds", "first_seed", "config", "dataset")  # flags that no saved run needs
 HELD_OUT = 1 / 6  # part of the training images that the twins do not see: 10,000 of MNIST's 60,000
 
 
@@ -46,12 +47,14 @@ def fit_votings(log_probabilities: torch.Tensor, labels: torch.Tensor, models: S
     method's name, weights, temperature, accuracy in percent, and mean negative log-likelihood, each.
     """
     equal = [1 / len(models)] * len(models)
-    votings = []
+    votings: list[dict[str, Any]] = []
     for method in METHODS:
-        weights = fit_weights(log_probabilities, labels, models) if method == "weighted" else equal
+        weights = equal
+        if method == "weighted":  # of members as sure as the soft vote should be, else the surest has all the weight
+            weights = fit_weights(scale(log_probabilities, votings[0]["temperature"]), labels, models)
         said = vote(log_probabilities, method, weights)
         right = said.argmax(1) == labels
-        temperature = 1.0 if bool(right.all()) else fit_temperature(said, labels)  # without a mistake none is best
+        temperature = fit_temperature(said, labels)
         loss = F.nll_loss(scale(said, temperature), labels).item()
         accuracy = 100.0 * right.float().mean().item()
         fitted = {"method": method, "weights": weights, "temperature": temperature}
@@ -78,7 +81,10 @@ def fit_weights(log_probabilities: torch.Tensor, labels: torch.Tensor, models: S
 
 def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
     """The runs that the arguments name; a UsageError if one is not there, or if two do not fit together."""
-    if not args.members:
+    named, default = args.members, get_args_parser().get_default
+    if named and (unused := [key for key in TO_TRAIN if getattr(args, key) != default(key)]):
+        raise UsageError(f"{unused[0]}: not allowed with --members; it tells what is to be trained")
+    if not named:
         common = {"data_dir": args.data_dir, "output_dir": args.output_dir}
         if args.dataset is not None:
             common["dataset"] = args.dataset
@@ -86,29 +92,32 @@ def wanted_members(args: argparse.Namespace) -> list[TrainConfig]:
             TrainConfig.from_sources(
                 common | {"model": model, "seed": seed, "name": f"{args.name}_model_{model}_seed_{seed}"}, args.config
             )
-            for model in args.models
+            for model in dict.fromkeys(args.models)
             for seed in range(args.first_seed, args.first_seed + args.seeds)
         ]
-    members, of_data = [], set()
+    members, of_data = [], {}
+    if len(set(named)) < len(named):
+        raise UsageError(f"members: {max(named, key=named.count)} is named twice; a network has one vote")
     data_dir = {} if args.data_dir is None else {"data_dir": args.data_dir}
-    for name in args.members:
+    for name in named:
         try:
             metrics = load_metrics_json(name, args.output_dir)
         except FileNotFoundError as error:
             raise UsageError(f"members: {error}") from None
         if metrics["status"] != "finished":
             raise UsageError(f"members: {name} is not finished; its metrics say that it is {metrics['status']}")
-        members.append(TrainConfig(**metrics["config"] | data_dir | {"name": name, "output_dir": args.output_dir}))
-        of_data.add(str(DataSet.of(metrics)))
+        members.append(TrainConfig.of(metrics, **data_dir, name=name, output_dir=args.output_dir))
+        of_data[DataSet.of(metrics).sha256] = str(DataSet.of(metrics))
     held_out = {str(member.val_split) for member in members}
-    for what, found in (("are of several data sets", of_data), ("hold out different numbers of images", held_out)):
+    alike = {"are of several data sets": of_data.values(), "hold out different numbers of images": held_out}
+    for what, found in alike.items():
         if len(found) > 1:
             raise UsageError(f"members: they {what} ({', '.join(sorted(found))}); take members that agree")
     return members
 
 
-def load_runs(runs: Sequence[TrainConfig]) -> list[nn.Module]:
-    return [load_run(run.model, run.run_name, run.output_dir) for run in runs]
+def load_runs(runs: Sequence[TrainConfig]) -> list[Network]:
+    return [load_network(run.run_name, run.output_dir, "network") for run in runs]
 
 
 def predictions(networks: Sequence[nn.Module], images: torch.Tensor) -> torch.Tensor:
@@ -117,8 +126,18 @@ def predictions(networks: Sequence[nn.Module], images: torch.Tensor) -> torch.Te
     return torch.stack([predict(network, inputs) for network in networks])
 
 
+def answers_of_twins(twins: Sequence[Network], members: Sequence[Network], images: torch.Tensor) -> torch.Tensor:
+    """As ``predictions``, of ``twins`` made as sure as their ``members``, which were calibrated or were not."""
+    said = zip(predictions([twin.model for twin in twins], images), twins, members, strict=True)
+    return torch.stack([scale(one, member.temperature / twin.temperature) for one, twin, member in said])
+
+
 def build(args: argparse.Namespace) -> dict[str, Any]:
     """Train what is missing, choose how to vote, measure, write ``outputs/NAME.json``, and return what it says."""
+    files = RunFiles(args.name, args.output_dir)
+    target = ensemble_file(files)
+    if files.metrics.exists() or (target.exists() and not says_ensemble(target)):
+        raise UsageError(f"name: {args.name} is the name of something else under {target.parent}; choose another")
     members = wanted_members(args)
     models = [member.model for member in members]
     data = facts_of(members[0].ensure_data())
@@ -130,14 +149,14 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     ]
     train_missing(members + [twin for twin in twins if twin not in members], args.jobs)
 
-    held_out = split_indices(labels, twins[0].val_split)[1]
-    votings = fit_votings(predictions(load_runs(twins), images[held_out]), labels[held_out], models)
+    held_out, voters = split_indices(labels, twins[0].val_split)[1], load_runs(members)
+    votings = fit_votings(answers_of_twins(load_runs(twins), voters, images[held_out]), labels[held_out], models)
     allowed = [voting for voting in votings if args.method in ("best", voting["method"])]
     chosen = max(allowed, key=lambda voting: (voting["accuracy"], -voting["loss"]))
     how = {key: chosen[key] for key in ("method", "weights", "temperature")}
 
     test_images, test_labels = load_images(members[0].data_folder, train=False)
-    networks = load_runs(members)
+    networks = [voter.model for voter in voters]
     singles = (predictions(networks, test_images).argmax(2) == test_labels).float().mean(1).mul(100).tolist()
     ensemble = Ensemble(networks, **how)
     (log_probabilities,) = predictions([ensemble], test_images)
@@ -160,7 +179,7 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
         "held_out": {"images": len(held_out), "votings": votings},
         "environment": environment(CPU),
     }
-    write_json(ensemble_file(RunFiles(args.name, args.output_dir)), description)
+    write_json(target, description)
     return description
 
 
@@ -184,7 +203,6 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     check_at_least(args, seeds=1, jobs=1)
-    RunFiles(args.name)  # checks the name
     print(rendered(Path(__file__).with_suffix(".txt"), **build(args)), end="")
     return 0
 

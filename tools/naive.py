@@ -19,7 +19,7 @@ from imports import DataLoader, F, datasets, nn, optim, torch
 from lr_schedulers import advances_every_batch, get_scheduler
 from model_strategy import get_strategy
 from models.blocks import ConvBlock
-from training.config import TrainConfig, add_training_flags, given_settings, read_config_file
+from training.config import TrainConfig, add_training_flags, given_settings
 from training.machine import resolve_device
 from training.step import evaluate
 
@@ -74,8 +74,7 @@ class NaiveTraining:
 
 
 def train(args: argparse.Namespace) -> int:
-    from_file = read_config_file(args.config) if "config" in args else {}
-    config = TrainConfig(**DEFAULTS | from_file | given_settings(args))
+    config = TrainConfig(**DEFAULTS | given_settings(args))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     training = NaiveTraining(config)

@@ -59,6 +59,11 @@ class Network:
     def data(self) -> DataSet:
         return DataSet.of(self.facts)
 
+    @property
+    def temperature(self) -> float:
+        """What ``tools.calibrate`` divided its logits by; 1 if it was not calibrated, or was trained since."""
+        return 1.0 if self.sureness is None else self.sureness.temperature
+
     @functools.cached_property
     def latency_ms(self) -> float:
         return round(forward_ms(self.model), 3)
@@ -129,7 +134,7 @@ def images_of(network: Network, train: bool, output_dir: OutputDir, data_dir: Pa
     if network.kind == "ensemble":  # its members agree; those of the shipped one have weights alone
         member = RunFiles(facts["members"][0], output_dir)
         facts = load_metrics_json(member.name, output_dir) if member.metrics.is_file() else {}
-    config = TrainConfig(**facts.get("config", {}))
+    config = TrainConfig.of(facts)
     if data_dir is not None:
         config = replace(config, data_dir=str(data_dir))
     folder = same_data(config, network.data, f"data_dir: {network.name}", None if data_dir is None else print)
@@ -177,8 +182,8 @@ def read_ensemble(files: RunFiles) -> dict[str, Any]:
             raise ValueError(f"{', '.join(wrong)} missing or of another type")
         if facts.get("schema") != ENSEMBLE_SCHEMA or facts["method"] not in METHODS:
             raise ValueError(f"schema {facts.get('schema')!r} or method {facts['method']!r} is not known")
-        if len({len(facts[key]) for key in ("members", "models", "weights")}) > 1:
-            raise ValueError("it has not as many members as models and weights")
+        if len({len(facts[key]) for key in ("members", "models", "weights")}) > 1 or not facts["members"]:
+            raise ValueError("it has no members, or not as many as models and weights")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; {ENSEMBLE_COMMAND} --name {files.name} makes it") from None
     except (ValueError, RecursionError) as error:
@@ -190,10 +195,11 @@ def known_ensembles(output_dir: str | None = None) -> list[str]:
     """Names of the files under outputs/ that may describe an ensemble, sorted."""
     names = [name for name in existing_runs(output_dir, ".json") if not f"{name}.json".endswith(NOT_ENSEMBLES)]
     files = [ensemble_file(RunFiles(name, output_dir)) for name in names]
-    return [path.stem for path in files if _kinds.get([path], _says_ensemble, path)]
+    return [path.stem for path in files if _kinds.get([path], says_ensemble, path)]
 
 
-def _says_ensemble(path: Path) -> bool:
+def says_ensemble(path: Path) -> bool:
+    """Whether the file describes an ensemble, or cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -211,7 +217,7 @@ def known_networks(output_dir: str | None = None) -> list[str]:
     voters = tuple(f"{name}_model_" for name in ensembles)
     runs = with_metrics.intersection(existing_runs(output_dir, "_params.pth"))
     twins = {f"{name}_held_out" for name in runs}  # of those that were calibrated
-    return ensembles + sorted(name for name in runs - twins if not name.startswith(voters))
+    return ensembles + sorted(name for name in runs - twins if not (name.startswith(voters) and "_seed_" in name))
 
 
 class Networks:

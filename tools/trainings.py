@@ -64,7 +64,8 @@ def run_with(config: TrainConfig, *program: str) -> str:
         settings["output_dir"] = str(Path(config.output_dir).resolve())
     with tempfile.TemporaryDirectory() as folder:
         config_file = Path(folder) / "run.toml"
-        config_file.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items() if v is not None))
+        lines = (f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items() if v is not None)
+        config_file.write_text("".join(lines), encoding="utf-8")
         return run_quietly([sys.executable, *program, "--config", str(config_file)])
 
 
@@ -73,10 +74,13 @@ def is_trained(config: TrainConfig) -> bool:
     try:
         metrics = load_metrics_json(config.run_name, config.output_dir)
     except FileNotFoundError:
+        if config.files.params.exists():
+            lost = f"{config.files.params} has no metrics, and a training would replace it"
+            raise UsageError(f"name: {lost}; choose another --name, or remove that file") from None
         return False
     if metrics["status"] != "finished":
         return False
-    saved = TrainConfig(**metrics["config"])
+    saved = TrainConfig.of(metrics)
     other = [key for key in fields_in("recipe") if getattr(config, key) != getattr(saved, key)]
     if config.data_folder.is_dir() and facts_of(config.data_folder).sha256 != DataSet.of(metrics).sha256:
         other.append("data set")

@@ -25,8 +25,8 @@ def vote(log_probabilities: torch.Tensor, method: str, weights: Sequence[float])
 
 
 def scale(log_probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The log-probabilities [N, 10] at ``temperature``: above 1 less sure, below 1 more; the digits stay the same."""
-    return F.log_softmax(log_probabilities / temperature, dim=1)
+    """The log-probabilities [..., 10] at ``temperature``: above 1 less sure, below 1 more; the digits stay the same."""
+    return F.log_softmax(log_probabilities / temperature, dim=-1)
 
 
 class Ensemble(nn.Module):

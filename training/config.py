@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from common.cli import Log, OneLineParser, silent
-from common.files import PROJECT_DIR, RunFiles, UsageError
+from common.files import PROJECT_DIR, DamagedFileError, RunFiles, UsageError
 from image_data.facts import MNIST, NAMES, DataSet, ensure_data, facts_of, set_folder
 from image_data.policies import POLICIES
 from lr_schedulers import SCHEDULERS
@@ -149,6 +149,15 @@ class TrainConfig:
         settings = {} if config_file is None else read_config_file(config_file)
         return cls(**{**settings, **flags})
 
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any], **other: Any) -> TrainConfig:
+        """The settings of the run with these ``metrics``, but for what is ``other``; a DamagedFileError if they are of
+        another version of this program."""
+        try:
+            return cls(**metrics.get("config", {}) | other)
+        except (TypeError, UsageError) as error:
+            raise DamagedFileError(f"the metrics of {metrics.get('name')} are of another version: {error}") from None
+
     def flags_without_effect(self, given: Mapping[str, Any]) -> list[str]:
         """One line for each given flag that changes nothing because of the others."""
         flag, scheduler = ("lr", "step") if self.scheduler == "onecycle" else ("max_lr", "onecycle")
@@ -201,9 +210,10 @@ def add_training_flags(parser: OneLineParser, leave_out: Collection[str] = ()) -
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Those of the flags of ``add_training_flags`` that were given."""
+    """What was given by the flags of ``add_training_flags``, and by the ``--config`` among them; a flag wins."""
     names = {spec.name for spec in fields(TrainConfig)}
-    return {name: value for name, value in vars(args).items() if name in names}
+    from_file = read_config_file(args.config) if "config" in args else {}
+    return from_file | {name: value for name, value in vars(args).items() if name in names}
 
 
 def field_type(spec: Field[Any]) -> type:

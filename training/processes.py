@@ -43,12 +43,10 @@ class Processes:
         if self.count == 1:
             yield
             return
-        on_gpu = device.type == "cuda"
-        if on_gpu:
-            imports.torch.cuda.set_device(device)
-        imports.dist.init_process_group(
-            "nccl" if on_gpu else "gloo", timeout=TIMEOUT, device_id=device if on_gpu else None
-        )
+        backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        if gpu is not None:
+            imports.torch.cuda.set_device(gpu)
+        imports.dist.init_process_group(backend, timeout=TIMEOUT, device_id=gpu)
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from common.cli import silent
 from common.files import DamagedFileError
 from common.results import Metrics, save_model_params
 from data_utils import Data, TensorBatches
@@ -21,10 +22,6 @@ class StoppedError(RuntimeError):
     """The run ended early because it was asked to."""
 
 
-def nobody_listens(metrics: Metrics) -> None:
-    """What happens after an epoch that nobody waits for."""
-
-
 @dataclass
 class Run:
     """A run under way: everything that its epochs share."""
@@ -39,7 +36,7 @@ class Run:
     scheduler: LRScheduler
     report: Report
     stop_requested: Callable[[], bool] = lambda: False  # asked after every batch
-    after_epoch: Callable[[Metrics], None] = nobody_listens  # what it raises ends the run
+    after_epoch: Callable[[Metrics], None] = silent  # what it raises ends the run
     has_saved: bool = False  # a checkpoint
 
     @property
@@ -111,12 +108,8 @@ class Run:
 
     def _stateful(self) -> dict[str, Any]:
         """What has a state of its own, by its name in a checkpoint."""
-        return {
-            "model": self.model,
-            "average": self.step.average,
-            "optimizer": self.step.optimizer,
-            "scheduler": self.scheduler,
-        }
+        step = self.step
+        return {"model": self.model, "average": step.average, "optimizer": step.optimizer, "scheduler": self.scheduler}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Be where ``checkpoint`` was written; a DamagedFileError if it is not of a run with its own configuration."""

@@ -19,9 +19,9 @@ SEVENS = ["lamp_10", "lamp_16", "shadow", "ruled", "framed", "window_shot", "rou
 
 
 @pytest.fixture(scope="module")
-def digit_of():
+def digit_of(shipped_project):
     """What the shipped model 3 makes of a picture's bytes."""
-    network = load_network("mnist_model_3")
+    network = load_network("mnist_model_3", str(shipped_project))
     return lambda data: int(np.argmax(probabilities(network, [to_mnist(read_grey(data))])[0]))
 
 

@@ -183,6 +183,8 @@ def test_seeds_that_train_together_have_the_figures_of_seeds_alone(tiny, tmp_pat
     for seed in "123":
         assert load_metrics_json(f"kept_seed_{seed}", tmp_path / "together")["status"] == "finished"
     assert "0 of 3 seeds to run" in benchmarked(*flags)[1]
+    (tmp_path / "together" / "outputs" / "kept_seed_2_params.pth").unlink()  # recorded, but no longer kept
+    assert "1 of 3 seeds to run" in benchmarked(*flags)[1]
 
 
 def test_a_series_on_a_gpu_is_another_one(tiny, tmp_path, benchmarked, monkeypatch):
@@ -201,6 +203,16 @@ def test_a_series_on_a_gpu_is_another_one(tiny, tmp_path, benchmarked, monkeypat
     assert seen == ["cpu", "cuda"]
     on_cpu, on_cuda = json.loads((tmp_path / "outputs" / "benchmark_accuracy.json").read_text())
     assert on_cuda["recipe"] == {**on_cpu["recipe"], "device": "cuda"}
+
+
+def test_a_damaged_record_is_kept_as_it_is(tiny, tmp_path, benchmarked):
+    (tmp_path / "outputs").mkdir()
+    record = tmp_path / "outputs" / "benchmark_accuracy.json"
+    record.write_text('[{"label": "model 1", "rec')
+    status, _, error = benchmarked("accuracy", "--seeds", 1, "--data_dir", tiny, "--output_dir", tmp_path)
+    assert (status, error.count("\n")) == (1, 1)
+    assert "benchmark_accuracy.json is damaged" in error
+    assert record.read_text() == '[{"label": "model 1", "rec'
 
 
 @pytest.mark.long

@@ -111,8 +111,8 @@ def test_other_data_is_a_usage_error(finished_run: RunFiles, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("name", ["mnist_model_3", "ensemble"])
-def test_what_is_no_digit_is_unsure(name: str) -> None:
-    network, cases = load_network(name), PROJECT_DIR / "tests" / "cases"
+def test_what_is_no_digit_is_unsure(name: str, shipped_project: Path) -> None:
+    network, cases = load_network(name, str(shipped_project)), PROJECT_DIR / "tests" / "cases"
 
     def unsure(case: Path) -> list[bool]:
         return [unsure for _, unsure in ask(network, read_page(case).images)]
@@ -124,10 +124,10 @@ def test_what_is_no_digit_is_unsure(name: str) -> None:
     assert not any(answer for path in digits for answer in unsure(path))
 
 
-def test_onnx_gives_what_pytorch_does(test_set: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_onnx_gives_what_pytorch_does(test_set: tuple[torch.Tensor, torch.Tensor], shipped_project: Path) -> None:
     images = list(test_set[0][:200].numpy())
     for name in ("mnist_model_1", "mnist_model_2", "mnist_model_3", "ensemble"):
-        network = load_network(name)
+        network = load_network(name, str(shipped_project))
         rows, unsure = zip(*ask(network, images), strict=True)
         inputs = normalize(test_set[0][:200, None].float())
         with torch.inference_mode():

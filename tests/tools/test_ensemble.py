@@ -1,6 +1,10 @@
 import contextlib
 import io
 import json
+import shutil
+import tomllib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import HERE_FIRST
@@ -11,9 +15,20 @@ from data_utils import load_images, normalize, split_indices
 from imports import nn, torch
 from model_strategy import get_strategy
 from tools import ensemble
-from tools.ensemble import METHODS, Ensemble, fit_votings, fit_weights, load_ensemble, vote
+from tools.ensemble import (
+    METHODS,
+    Ensemble,
+    answers_of_twins,
+    fit_votings,
+    fit_weights,
+    load_ensemble,
+    predictions,
+    scale,
+    vote,
+)
 from tools.evaluate import __main__ as evaluate_command
-from tools.networks import ensemble_file
+from tools.networks import Network, ensemble_file
+from tools.sureness import Sureness
 from training.config import TrainConfig
 from visualization import load_metrics_json, load_model_params
 
@@ -91,6 +106,28 @@ def test_weights_are_those_of_a_grid_search():
     losses = [nn.functional.nll_loss(vote(said, "weighted", [w, 1 - w]), labels).item() for w in grid]
     best = grid[losses.index(min(losses))]
     assert fit_weights(said, labels, ["1", "2"])[0] == pytest.approx(best, abs=0.005)
+
+
+def test_weights_tell_who_knows_and_not_who_is_sure():
+    """Networks trained with smoothed labels are less sure than they are right; the surest of them knows no more."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, 10, (3000,))
+    honest = torch.randn(2, 3000, 10) + 4 * nn.functional.one_hot(labels, 10)
+    said = torch.stack([0.4 * honest[0], 0.6 * honest[1]]).log_softmax(2)
+    soft, _, weighted = fit_votings(said, labels, ["1", "2"])
+    assert weighted["loss"] < soft["loss"] + 1e-3
+    assert min(weighted["weights"]) > 0.2
+
+
+def test_twins_are_taken_to_be_as_sure_as_their_members():
+    twin = Network("twin", "network", get_strategy("1").build().eval(), 7720, None, {})
+    images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
+    sure = Sureness(factors=torch.zeros(1), centres=torch.zeros(1), constants=torch.zeros(1), threshold=torch.zeros(1))
+    sure.temperature = 0.5
+    calibrated = replace(twin, sureness=sure)
+    (said,) = predictions([twin.model], images)
+    for pair, expected in (((twin, twin), said), ((twin, calibrated), scale(said, 0.5)), ((calibrated,) * 2, said)):
+        torch.testing.assert_close(answers_of_twins([pair[0]], [pair[1]], images)[0], expected)
 
 
 def test_an_over_confident_vote_is_cooled_to_what_it_knows():
@@ -227,6 +264,10 @@ def test_runs_with_held_out_images_of_their_own_need_no_twins(trained, tiny, cap
         (["--name", "../x"], "name: '../x' is not allowed"),
         (["--config", "nowhere"], "config: cannot read nowhere"),
         (["--members", "ensemble_model_1_seed_1", "ensemble_model_1_seed_1_held_out"], "different numbers of images"),
+        (["--members", "ensemble_model_1_seed_1"] + ["ensemble_model_1_seed_2"] * 2, "seed_2 is named twice"),
+        (["--members", "ensemble_model_1_seed_1", "--seeds", "7"], "seeds: not allowed with --members"),
+        (["--name", "ensemble_model_1_seed_1"], "is the name of something else"),
+        (["--name", "ensemble_model_1_seed_1_metrics"], "is the name of something else"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_and_changes_nothing(trained, tiny, flags, message, capsys):
@@ -249,6 +290,26 @@ def test_a_run_of_the_name_with_other_settings_is_not_taken_for_it(trained):
         ensemble.build(args)
 
 
+def test_weights_without_metrics_are_not_replaced(trained, tiny, tmp_path):
+    """As the shipped ensemble's members are."""
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "outputs" / "ensemble_model_3_seed_2_metrics.json").unlink()
+    weights = RunFiles("ensemble_model_3_seed_2", tmp_path).params
+    before = weights.read_bytes()
+    with pytest.raises(UsageError, match=r"seed_2_params\.pth has no metrics"):
+        ensemble.build(ensemble.get_args_parser().parse_args([*trained[1], "--output_dir", str(tmp_path)]))
+    assert weights.read_bytes() == before
+
+
+def test_members_of_one_data_set_in_two_places(trained, tiny, tmp_path):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    path = RunFiles("ensemble_model_3_seed_1", tmp_path).metrics
+    path.write_text(path.read_text().replace(str(tiny), f"{tiny}/../{tiny.name}"))
+    members = ["ensemble_model_1_seed_1", "ensemble_model_3_seed_1"]
+    flags = ["--members", *members, "--data_dir", str(tiny), "--output_dir", str(tmp_path)]
+    assert len(ensemble.wanted_members(ensemble.get_args_parser().parse_args(flags))) == 2
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -257,6 +318,7 @@ def test_a_run_of_the_name_with_other_settings_is_not_taken_for_it(trained):
         lambda text: text.replace('"schema": 1', '"schema": 9'),
         lambda text: text.replace('"kind": "ensemble"', '"kind": "choir"'),
         lambda text: text.replace('"models": [', '"models": ["2", '),
+        lambda text: json.dumps(json.loads(text) | {"members": [], "models": [], "weights": []}),
     ],
 )
 def test_a_damaged_description(trained, tmp_path, damage):
@@ -268,6 +330,18 @@ def test_a_damaged_description(trained, tmp_path, damage):
         load_ensemble("ensemble", tmp_path)
     with pytest.raises(FileNotFoundError):
         load_ensemble("nothing", tmp_path)
+
+
+def test_a_training_is_told_folders_of_any_name(tmp_path, monkeypatch):
+    told = {}
+
+    def read(command):
+        told.update(tomllib.loads(Path(command[-1]).read_text(encoding="utf-8")))
+
+    monkeypatch.setattr(tools.trainings, "run_quietly", read)
+    config = TrainConfig(epochs=7, output_dir=str(tmp_path / 'ä "🙂'))
+    tools.trainings.run_with(config, "main.py")
+    assert (told["epochs"], told["output_dir"]) == (7, config.output_dir)
 
 
 def test_a_recipe_that_says_how_many_threads_gets_them(tmp_path, monkeypatch):

@@ -117,10 +117,9 @@ def test_temperature_of_a_network_made_over_confident(factor):
         assert F.nll_loss(scale(made_sure, temperature), labels) < F.nll_loss(scale(made_sure, other), labels)
 
 
-def test_no_temperature_without_a_mistake():
+def test_without_a_mistake_no_temperature_is_better():
     log_probabilities = sure_of([1, 2], [0.9, 0.8])
-    with pytest.raises(ValueError, match="not one of the 2 images is misclassified"):
-        fit_temperature(log_probabilities, torch.tensor([1, 2]))
+    assert fit_temperature(log_probabilities, torch.tensor([1, 2])) == 1
     measured = calibration(log_probabilities, torch.tensor([1, 3]), (log_probabilities, torch.tensor([1, 2])))
     assert measured["temperature"] is None
 

@@ -159,6 +159,15 @@ def test_a_twin_is_no_network_of_its_own(shipped_project, tmp_path):
     assert known_networks(str(tmp_path)) == ["mine", "other_held_out"]
 
 
+def test_an_ensemble_hides_its_own_members_alone(shipped_project, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    for name in ("mnist_model_1", "mnist_model_1_seed_2"):
+        for ending in ("_metrics.json", "_params.pth"):
+            shutil.copy(shipped_project / f"outputs/mnist_model_1{ending}", tmp_path / f"outputs/{name}{ending}")
+    (tmp_path / "outputs" / "mnist.json").write_text('{"kind": "ensemble"}')
+    assert known_networks(str(tmp_path)) == ["mnist", "mnist_model_1"]
+
+
 def test_a_damaged_ensemble_is_left_out(shipped_project, tmp_path):
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "ensemble.json").write_text('{"kind": "ensemble", "accuracy": "high"}')

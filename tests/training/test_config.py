@@ -1,8 +1,8 @@
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 
-from common.files import PROJECT_DIR, UsageError
+from common.files import PROJECT_DIR, DamagedFileError, UsageError
 from training.config import TrainConfig, read_config_file
 
 
@@ -113,3 +113,12 @@ def test_flags_without_effect():
 def test_config_survives_a_round_trip():
     config = TrainConfig(model="2", epochs=3, threads=1, name="x")
     assert TrainConfig(**asdict(config)) == config
+
+
+def test_settings_of_saved_metrics():
+    config = TrainConfig(model="2", epochs=3, name="x")
+    metrics = {"name": "x", "config": asdict(config)}
+    assert TrainConfig.of(metrics) == config
+    assert TrainConfig.of(metrics, seed=7) == replace(config, seed=7)
+    with pytest.raises(DamagedFileError, match=r"the metrics of x are of another version.*'hue'"):
+        TrainConfig.of({"name": "x", "config": {"hue": 3}})

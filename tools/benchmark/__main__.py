@@ -15,7 +15,7 @@ from common.files import PROJECT_DIR, CommandError
 from tools.benchmark.accuracy import accuracy
 from tools.benchmark.throughput import throughput
 from tools.trainings import stopping_on_sigterm
-from training.config import add_training_flags, given_settings
+from training.config import TrainConfig, add_training_flags, given_settings
 from training.report import TrainingError
 
 
@@ -49,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
     check_at_least(args, rounds=1, images=1, batch_size=1, seeds=1, jobs=1, together=1)
     if args.command == "throughput":
         return throughput(args)
-    args.config = getattr(args, "config", None)
-    return accuracy(args, given_settings(args))
+    return accuracy(args, TrainConfig(**given_settings(args)))
 
 
 KEPT, FAILURES = "interrupted; what is finished is kept", (CommandError, OSError, TrainingError)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import silent
-from common.files import UsageError
+from common.files import DamagedFileError, RunFiles, UsageError
 from image_data.facts import MNIST, facts_of
 from imports import Figure, FileLock
 from tools.intervals import mean_and_interval
@@ -28,9 +28,8 @@ NOT_OF_A_SERIES = ("seed", *fields_in("machine", "place"))
 KNOWN_TO_NAIVE = ("model", "epochs", "scheduler", "max_lr", "batch_size")
 
 
-def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
+def accuracy(args: argparse.Namespace, config: TrainConfig) -> int:
     """The subcommand: run the seeds that are missing, several at once, and report the series."""
-    config = TrainConfig.from_sources(given, args.config)
     defaults = asdict(TrainConfig(model=config.model))
     recipe = {
         key: value
@@ -52,7 +51,12 @@ def accuracy(args: argparse.Namespace, given: dict[str, Any]) -> int:
     threads = config.threads or threads_each(args.jobs)
     store = SeriesStore(args.results / "outputs" / "benchmark_accuracy.json", recipe, args.label)
     seeds = [args.first_seed + number for number in range(args.seeds)]
-    missing = [seed for seed in seeds if str(seed) not in store.by_seed]
+
+    def is_there(seed: int) -> bool:
+        kept = args.keep is None or RunFiles(f"{args.keep}_seed_{seed}", args.results).params.exists()
+        return kept and str(seed) in store.by_seed
+
+    missing = [seed for seed in seeds if not is_there(seed)]
     at_once = max(args.jobs, args.together)
     print(f"{len(missing)} of {len(seeds)} seeds to run, {at_once} at a time, {threads} threads each", flush=True)
 
@@ -96,7 +100,10 @@ class SeriesStore:
     def _read(self) -> None:
         self.all_series: list[dict[str, Any]] = []
         if self.path.exists():
-            self.all_series = json.loads(self.path.read_text(encoding="utf-8"))
+            try:
+                self.all_series = json.loads(self.path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise DamagedFileError(f"{self.path} is damaged: {error}") from None
         entry = next((entry for entry in self.all_series if entry["recipe"] == self.recipe), None)
         if entry is None:
             words = [f"model {self.recipe['model']}", *(f"{k} {v}" for k, v in self.recipe.items() if k != "model")]

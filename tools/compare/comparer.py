@@ -75,10 +75,6 @@ class Comparer:
         self.output_dir, self.data_dir = output_dir, data_dir
         self.networks = networks or Networks(output_dir, log=silent)
 
-    def rows(self) -> list[RunRow]:
-        """A row a run that can be read, the most accurate first."""
-        return self.compare([]).rows
-
     def compare(self, names: Collection[str] | None = None) -> Comparison:
         """The comparison; details for ``names`` (None: all). A UsageError lists the runs if there is none of a name."""
         facts, problems = self.networks.metrics()
@@ -176,7 +172,7 @@ class Comparer:
         folder, data = self.data_dir, DataSet.of(facts[name])
         of_run = facts.get(facts[name].get("members", [name])[0])
         if folder is None and of_run is not None and data != MNIST:
-            folder = str(TrainConfig(**of_run["config"]).data_folder)
+            folder = str(TrainConfig.of(of_run).data_folder)
             if not is_there(folder) or facts_of(Path(folder)).sha256 != data.sha256:
                 return None
         return mnist_test_digits(folder)

@@ -5,7 +5,7 @@ corrupt(images, "fog", strength=3)      # uint8 [N, 28, 28] -> the same
 corruptions.toml lists them with their strengths. Where it says nothing else they are those of the authors' code
 (github.com/google-research/mnist-c, corruptions.py), in which every corruption has 5 severities although the published
 images are of one each. Where it knows one severity only, or measures in another way, the strengths are this module's.
-Not among them is its 16th, canny_edges, which has no strength. The draws are our own, so that the images are not those
+Not among them is canny_edges, which has no strength. The draws are our own, so that the images are not those
 of the published files, but of the same kind.
 """
 

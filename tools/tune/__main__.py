@@ -16,7 +16,7 @@ from pathlib import Path
 from common.cli import INTERRUPTED, OneLineParser, StopSignals, check_at_least, run_command
 from common.files import UsageError
 from tools.tune.space import read_space
-from training.config import TrainConfig, add_training_flags, given_settings, read_config_file
+from training.config import TrainConfig, add_training_flags, given_settings
 
 # Short runs, so that there can be many, judged on images that they were not trained on.
 DEFAULTS = {"epochs": 3, "val_split": 10_000}
@@ -48,9 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if args.confirm == 1:
         raise UsageError("confirm: 1 is not allowed; one seed has no spread, it must be at least 2")
     given = given_settings(args)
-    from_file = read_config_file(args.config) if "config" in args else {}
-    space, of_space = read_space(args.space, from_file | given)
-    config = TrainConfig(**(DEFAULTS | from_file | given | of_space))
+    space, of_space = read_space(args.space, given)
+    config = TrainConfig(**(DEFAULTS | given | of_space))
     if config.val_split < 1:
         raise UsageError("val_split: 0 is not allowed; trials are compared on held-out images, so hold out at least 1")
     from tools.tune.study import tune

@@ -26,7 +26,7 @@ from tools.tune.storage import open_storage, using_storage
 from training.config import TrainConfig
 from training.machine import resolve_device
 from training.report import TrainingError
-from training.run import StoppedError, nobody_listens
+from training.run import StoppedError
 from training.setup import prepare_run
 
 # A trial ends early if it is among the worst quarter at an epoch, from the middle of its schedule on; docs/tune.md
@@ -146,7 +146,7 @@ class Worker:
         """Train with one of the recipes that are compared, and evaluate on the test images too."""
         settings = dict(self.recipe[trial.suggest_categorical("recipe", list(self.recipe))])
         settings["seed"] = trial.suggest_int("seed", CONFIRM_SEED, 2 * CONFIRM_SEED)
-        metrics = self.train(trial, settings, nobody_listens, with_test=True)
+        metrics = self.train(trial, settings, silent, with_test=True)
         trial.set_user_attr("test_accuracy", metrics["test_acc"][-1])
         return float(metrics["val_acc"][-1])
 

@@ -5,17 +5,17 @@ import functools
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from data_utils import normalize
 from image_data.form import MnistImage
 from imports import nn, torch
 from tools.networks import Network
-from tools.web.routes import MNIST_BYTES, RAW_SCHEMA, RAW_TYPE, mnist_form
-from tools.web.server import TheServer, problems, read_body
+from tools.web.routes import MNIST_BYTES, RAW_SCHEMA, RAW_TYPE, asked_of, mnist_form
+from tools.web.server import problems
 
-router = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api", responses=problems(403, 404, 408, 413, 415, 422, 503))
 LAST_OF_A_BLOCK = (nn.BatchNorm2d, nn.MaxPool2d)  # but for dropout, which evaluates to nothing
 BODY = {"requestBody": {"required": True, "content": {RAW_TYPE: RAW_SCHEMA}, "description": "784 raw bytes"}}
 
@@ -58,18 +58,15 @@ def inside(network: Network, image: MnistImage) -> Inside:
     return Inside(digit=int(digit), blocks=blocks, saliency=(pixels / pixels.abs().max().clamp(min=1e-9)).tolist())
 
 
-@router.post("/inside", responses=problems(403, 404, 408, 413, 415, 422, 503), openapi_extra=BODY, tags=["predict"])
-async def look_inside(request: Request, server: TheServer, network: Annotated[str, Query(max_length=100)]) -> Inside:
+@router.post("/inside", response_model=Inside, openapi_extra=BODY, tags=["predict"])
+async def look_inside(request: Request, network: Annotated[str, Query(max_length=100)]) -> Response:
     """What the blocks of a network make of an image, and which pixels spoke for its answer."""
-    if request.headers.get("content-type", "") != RAW_TYPE:
-        raise HTTPException(415, f"send {RAW_TYPE}")
-    async with server.inference.place():
-        image = mnist_form(await read_body(request, MNIST_BYTES))
 
-        def work() -> Inside:
-            for asked in server.answering_networks():
-                if asked.name == network and asked.kind == "network":
-                    return inside(asked, image)
-            raise HTTPException(404, f"there is no single network {network!r}; /api/models lists them")
+    def work(networks: list[Network], body: bytes, _raw: bool) -> Inside:
+        image = mnist_form(body)
+        for asked in networks:
+            if asked.name == network and asked.kind == "network":
+                return inside(asked, image)
+        raise HTTPException(404, f"there is no single network {network!r}; /api/models lists them")
 
-        return await server.inference.work(work)
+    return await asked_of(request, (RAW_TYPE,), work, MNIST_BYTES)

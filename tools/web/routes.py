@@ -30,7 +30,8 @@ IMAGE_CONTENT: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "
 RAW_SCHEMA = {"schema": {"type": "string", "format": "binary", "minLength": MNIST_BYTES, "maxLength": MNIST_BYTES}}
 BODY = {"required": True, "description": "A drawing or a photo, or (to /api/predict) 784 raw bytes in MNIST's form."}
 
-router = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api", responses=problems(403, 503))  # what any of them may refuse
+Work = Callable[[list[Network], bytes, bool], BaseModel]  # what networks answer to a body, which is raw or a picture
 
 
 class Prediction(BaseModel):
@@ -132,10 +133,8 @@ def reading(networks: list[Network], name: str | None, body: bytes) -> Reading:
     return Reading(name=network.name, text=text, width=page.width, height=page.height, digits=digits)
 
 
-async def asked_of(
-    request: Request, allowed: Sequence[str], work: Callable[[list[Network], str, bytes], BaseModel]
-) -> Response:
-    """What ``work`` answers to a request's image, its content type one of ``allowed``.
+async def asked_of(request: Request, allowed: Sequence[str], work: Work, limit: int = MAX_BYTES) -> Response:
+    """What ``work`` answers to a request's image of at most ``limit`` bytes, its content type one of ``allowed``.
 
     As JSON already: FastAPI would check the answer and write it in the loop that all requests share.
     """
@@ -144,11 +143,11 @@ async def asked_of(
         raise HTTPException(415, f"the content type {content_type!r} is not allowed; send one of {', '.join(allowed)}")
     server = await server_of(request)
     async with server.inference.place():
-        body = await read_body(request, MAX_BYTES)
+        body = await read_body(request, limit)
 
         def read() -> str:
             try:
-                return work(server.answering_networks(), content_type, body).model_dump_json()
+                return work(server.answering_networks(), body, content_type == RAW_TYPE).model_dump_json()
             except TooLargeError as error:
                 raise HTTPException(413, str(error)) from None
             except (ImageError, EmptyImageError) as error:
@@ -160,23 +159,19 @@ async def asked_of(
 @router.post(
     "/predict",
     response_model=Answer,
-    responses=problems(403, 408, 413, 415, 422, 503),
+    responses=problems(408, 413, 415, 422),
     openapi_extra={"requestBody": {**BODY, "content": {**IMAGE_CONTENT, RAW_TYPE: RAW_SCHEMA}}},
     tags=["predict"],
 )
 async def predict(request: Request) -> Response:
     """Which digit is on an image, by every network; of several the largest."""
-
-    def work(networks: list[Network], content_type: str, body: bytes) -> Answer:
-        return answer(networks, body, content_type == RAW_TYPE)
-
-    return await asked_of(request, (*IMAGE_TYPES, RAW_TYPE), work)
+    return await asked_of(request, (*IMAGE_TYPES, RAW_TYPE), answer)
 
 
 @router.post(
     "/read",
     response_model=Reading,
-    responses=problems(403, 404, 408, 413, 415, 422, 503),
+    responses=problems(404, 408, 413, 415, 422),
     openapi_extra={"requestBody": {**BODY, "content": IMAGE_CONTENT}},
     tags=["predict"],
 )
@@ -185,14 +180,10 @@ async def read(
     name: Annotated[str | None, Query(max_length=100, description="the network; else the ensemble")] = None,
 ) -> Response:
     """Which digits are on a picture of one, of a number, or of a page of numbers, by one network."""
-
-    def work(networks: list[Network], _content_type: str, body: bytes) -> Reading:
-        return reading(networks, name, body)
-
-    return await asked_of(request, IMAGE_TYPES, work)
+    return await asked_of(request, IMAGE_TYPES, lambda networks, body, _raw: reading(networks, name, body))
 
 
-@router.get("/models", response_model=list[ModelInfo], responses=problems(403, 503), tags=["predict"])
+@router.get("/models", response_model=list[ModelInfo], tags=["predict"])
 async def models(server: TheServer) -> list[ModelInfo]:
     """The networks that answer."""
     found = await server.reading.run(server.answering_networks)
@@ -212,25 +203,25 @@ async def test_digit(server: Server, index: int | None) -> TestDigit:
     return TestDigit(index=index, label=int(labels[index]), pixels=images[index].reshape(-1).tolist())
 
 
-@router.get("/digits/random", response_model=TestDigit, responses=problems(403, 404, 503), tags=["digits"])
+@router.get("/digits/random", response_model=TestDigit, responses=problems(404), tags=["digits"])
 async def random_digit(server: TheServer) -> TestDigit:
     """A test image, drawn at random."""
     return await test_digit(server, None)
 
 
-@router.get("/digits/{index}", response_model=TestDigit, responses=problems(403, 404, 422, 503), tags=["digits"])
+@router.get("/digits/{index}", response_model=TestDigit, responses=problems(404, 422), tags=["digits"])
 async def one_digit(server: TheServer, index: Annotated[int, Path(ge=0, le=1_000_000)]) -> TestDigit:
     """The test image of this number."""
     return await test_digit(server, index)
 
 
-@router.get("/runs", response_model=list[RunRow], responses=problems(403, 503), tags=["runs"])
+@router.get("/runs", response_model=list[RunRow], tags=["runs"])
 async def runs(server: TheServer) -> list[RunRow]:
     """Every run under outputs/, and the ensemble."""
-    return await server.reading.run(server.comparer.rows)
+    return (await server.reading.run(server.comparer.compare, [])).rows
 
 
-@router.get("/comparison", responses=problems(403, 404, 422, 503), tags=["runs"])
+@router.get("/comparison", responses=problems(404, 422), tags=["runs"])
 async def comparison(
     server: TheServer,
     run: Annotated[list[str] | None, Query(max_length=50, description="a run's name; may be repeated")] = None,
@@ -248,13 +239,7 @@ async def place_to_watch(server: TheServer) -> AsyncIterator[None]:
         yield
 
 
-@router.get(
-    "/live",
-    response_class=EventSourceResponse,
-    responses=problems(403, 503),
-    tags=["runs"],
-    dependencies=[Depends(place_to_watch)],
-)
+@router.get("/live", response_class=EventSourceResponse, tags=["runs"], dependencies=[Depends(place_to_watch)])
 async def live(request: Request, server: TheServer) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: a run's state whenever it changes."""
     sent: dict[str, tuple[int, int | None]] = {}  # name -> version and points of what the page has
