@@ -22,13 +22,13 @@ from imports import nn, torch
 from tools.evaluate.measures import as_input, expected_calibration_error, fit_temperature, predict
 from tools.networks import Network, images_of, load_network, weights_of
 from tools.sureness import fit, save_sureness, scores
+from tools.timing import CPU
 from tools.trainings import stopping_on_sigterm, train_missing
 from tools.voting import scale
 from training.config import TrainConfig
 
 HELD_OUT = 10000
 LOST = 0.0175  # share of held-out digits that are called unsure
-CPU = torch.device("cpu")
 
 
 def fold(network: nn.Module, temperature: float, example: torch.Tensor) -> None:

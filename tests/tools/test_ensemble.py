@@ -233,16 +233,16 @@ def test_the_method_is_fitted_on_images_that_the_twins_have_not_seen(trained, ti
 @pytest.mark.long
 def test_it_is_evaluated_like_any_network(trained, tiny, capsys):
     folder = trained[0]
-    flags = ["--ensemble", "ensemble", "--data_dir", str(tiny), "--output_dir", str(folder)]
+    flags = ["--name", "ensemble", "--data_dir", str(tiny), "--output_dir", str(folder)]
     assert evaluate_command.main(flags) == 0
     evaluation = json.loads((folder / "outputs" / "ensemble_evaluation.json").read_text())
     description = json.loads((folder / "outputs" / "ensemble.json").read_text())
     assert evaluation["accuracy"] == pytest.approx(description["accuracy"])
     assert evaluation["parameters"] == description["parameters"]
     with pytest.raises(SystemExit) as caught:
-        evaluate_command.main([*flags[2:], "--ensemble", "nothing"])
+        evaluate_command.main([*flags[2:], "--name", "nothing"])
     assert caught.value.code == 2
-    assert "nothing.json" in capsys.readouterr().err
+    assert "nothing_metrics.json does not exist" in capsys.readouterr().err
 
 
 def test_runs_with_held_out_images_of_their_own_need_no_twins(trained, tiny, capsys):

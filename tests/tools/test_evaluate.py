@@ -111,7 +111,6 @@ def test_a_run_under_way_is_refused(evaluated, tmp_path, capsys):
         (["--name", "a/b"], "name: 'a/b' is not allowed"),
         (["--threads", "0"], "threads: 0 is not allowed; it must be at least 1"),
         (["--device", "tpu"], "device: 'tpu' is not allowed"),
-        (["--name", "a", "--ensemble", "b"], "not allowed with argument"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )

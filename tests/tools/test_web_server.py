@@ -212,7 +212,7 @@ def test_ensembles_of_any_name_answer_and_their_members_do_not(page_folder, tmp_
         assert "pair" not in ask(connection, DRAWING)["predictions"]  # those weights are another network's
         compared = json.loads(request(address, path="/api/comparison?run=fifteen")[2])
         commands = [entry["command"] for entry in compared["missing"]]
-        assert commands == [f"python -m tools.evaluate --ensemble fifteen --output_dir {tmp_path}"]
+        assert commands == [f"python -m tools.evaluate --name fifteen --output_dir {tmp_path}"]
 
 
 def test_a_run_whose_settings_are_missing_is_left_out_of_the_comparison(page_folder, tmp_path, serve):

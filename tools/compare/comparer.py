@@ -139,7 +139,7 @@ class Comparer:
                 add(comparison, row, json.loads(path.read_text(encoding="utf-8")))
             except FileNotFoundError:
                 if row.bytes is not None or (is_ensemble and tool == "evaluate"):  # an ensemble is not exported
-                    command = f"python -m tools.{tool} --{'ensemble' if is_ensemble else 'name'} {row.name}"
+                    command = f"python -m tools.{tool} --name {row.name}"
                     self._add_missing(comparison, f"the {what} of {row.name}", command)
             except (OSError, ValueError, RecursionError, TypeError, LookupError, AttributeError) as error:
                 comparison.problems.append(f"{path} is not as its schema says: {type(error).__name__} {error}")

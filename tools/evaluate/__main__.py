@@ -1,7 +1,7 @@
 """Accuracy, errors, calibration, robustness and saliency of a trained network.
 
 python -m tools.evaluate --name mnist_model_1
-python -m tools.evaluate --ensemble ensemble
+python -m tools.evaluate --name ensemble
 """
 
 import argparse
@@ -15,9 +15,7 @@ from training.config import TrainConfig
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(doc=__doc__, argument_default=argparse.SUPPRESS)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--name", help="the run whose network is measured (mnist_model_1)")
-    which.add_argument("--ensemble", metavar="NAME", help="the ensemble to measure instead")
+    parser.add_argument("--name", "--ensemble", help="the run or ensemble that is measured (mnist_model_1)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps; auto is cuda where there is one (auto)")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's choice")
     parser.add_argument("--data_dir", help="folder with MNIST/raw; default: the run's")
@@ -26,10 +24,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = vars(args)
-    flag, kind = ("ensemble", "ensemble") if "ensemble" in settings else ("name", "network")
-    settings["name"] = settings.pop(flag, None)
-    config = TrainConfig(**settings)
+    config = TrainConfig(**vars(args))
     from data_utils import split_indices
     from tools.networks import images_of, load_network
     from training.machine import resolve_device
@@ -37,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
 
     device = resolve_device(config.device)
     try:
-        network = load_network(config.run_name, config.output_dir, kind)
+        network = load_network(config.run_name, config.output_dir)
     except UsageError as error:
-        raise UsageError(f"{flag}: {error}") from None
+        raise UsageError(f"name: {error}") from None
     status = network.facts.get("status", "finished")  # an ensemble has none
     if status != "finished":
         raise UsageError(f"name: {config.run_name} is not finished; its metrics say that it is {status}")
@@ -63,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         chosen = split_indices(labels, val_split)[1]
         held_out = images[chosen], labels[chosen]
     evaluation = evaluate_network(config.run_name, model, test, held_out, device, network.data.classes)
-    if kind == "ensemble":  # fitted when it was made, and a part of what it says
+    if network.kind == "ensemble":  # fitted when it was made, and a part of what it says
         evaluation["calibration"]["temperature"] = float(network.facts["temperature"])
     print_evaluation(evaluation)
     written = [save_json(evaluation, files.metrics.with_name(f"{files.name}_evaluation.json"))]
