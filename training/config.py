@@ -155,7 +155,7 @@ class TrainConfig:
         another version of this program."""
         try:
             return cls(**metrics.get("config", {}) | other)
-        except (TypeError, UsageError) as error:
+        except TypeError as error:
             raise DamagedFileError(f"the metrics of {metrics.get('name')} are of another version: {error}") from None
 
     def flags_without_effect(self, given: Mapping[str, Any]) -> list[str]:
