@@ -53,6 +53,6 @@ def test_what_was_not_measured_is_not_claimed(evaluation, finished_run, capsys):
 def test_an_ensemble_s_card_names_its_members(shipped_project, tmp_path):
     shutil.copytree(shipped_project / "outputs", tmp_path / "outputs")
     assert export(["--name", "ensemble", "--format", "safetensors", "--output_dir", str(tmp_path)]) == 0
-    assert "ensemble_model_3_seed_3" in (tmp_path / "outputs" / "ensemble_card.md").read_text()
+    assert "ensemble_model_3_seed_10" in (tmp_path / "outputs" / "ensemble_card.md").read_text()
     members = {key.split(".")[1] for key in load_file(tmp_path / "outputs" / "ensemble.safetensors")}
-    assert members == set("012345678")
+    assert members == set("0123456789")
